@@ -1,0 +1,44 @@
+# `make demo` and `make test` set up everything they need; the others work inside the same virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+OUT ?= demo-output
+
+.PHONY: demo test lint types bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/regiongrid estimate --ckpt examples/digits-mlp.pt --slice examples/digits-slice.npz --res 4096 --out $(OUT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --doctest-modules --doctest-continue-on-failure $(PYTEST_ARGS) tests regiongrid kernels
+	$(MAKE) --no-print-directory demo OUT=$(VENV)/demo-output
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot follow the mapping of kernels/ to regiongrid.kernels, so it gets the packages as the wheel has them.
+types: $(VENV)/.dev
+	rm -rf build/types && mkdir -p build/types
+	cp -r regiongrid build/types/ && cp -r kernels build/types/regiongrid/kernels
+	MYPYPATH=build/types $(BIN)/mypy -p regiongrid
+	MYPYPATH=build/types $(BIN)/mypy benchmarks examples
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .[dev]
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

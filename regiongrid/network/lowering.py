@@ -1,0 +1,259 @@
+"""torch.export graph -> program. An operator that is not piecewise affine is an error that names it and its place."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from regiongrid.errors import InputError, UnsupportedOperatorError
+from regiongrid.network.operators import BREAKPOINTS, PASS_THROUGH, SUBSTITUTES, is_affine, output_shape
+from regiongrid.network.program import INPUT, AffineCall, Program, Ref, Segment, Stage
+
+
+def lower(module: nn.Module, input_shape: Sequence[int]) -> Program:
+    """Lower a module to a piecewise-affine program.
+
+    Parameters
+    ----------
+    module
+        Traced in eval mode on a float64 copy; the caller's module is left as it is, its training flags included.
+    input_shape
+        Shape of one sample, without the batch dimension.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        An operator that is neither affine nor a known breakpoint feeds a breakpoint.
+    InputError
+        The module cannot be exported at this input shape, or has no breakpoint.
+    """
+    shape = tuple(int(size) for size in input_shape)
+    return _Lowering(_export(module, shape), shape).program()
+
+
+def _export(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    try:
+        twin = copy.deepcopy(module).to("cpu", torch.float64)
+    except Exception as error:
+        raise InputError(
+            f"{type(module).__name__} cannot be copied ({error}); pass a module that copy.deepcopy accepts"
+        ) from error
+    twin.requires_grad_(False)
+    for part in twin.modules():
+        part.training = False  # not .eval(): exported modules refuse the call
+    default = torch.get_default_dtype()
+    exported: torch.export.ExportedProgram
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecation notices of torch.export's own internals
+        torch.set_default_dtype(torch.float64)  # constants that forward() makes are to be float64 too
+        try:
+            exported = torch.export.export(twin, (torch.zeros(1, *shape),), strict=False)
+            # No decompositions: the graph becomes free of in-place writes, and keeps relu, conv2d, max_pool2d by name.
+            exported = exported.run_decompositions({})
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            raise InputError(
+                f"{type(module).__name__} could not be traced with an input of shape {(1, *shape)}: "
+                f"{reason[0] if reason else type(error).__name__}. Check the input shape (--input-shape); control flow "
+                "that depends on the input's values cannot be traced"
+            ) from error
+        finally:
+            torch.set_default_dtype(default)
+    return exported
+
+
+class _Lowering:
+    """One pass over the exported graph. Each node is a constant, a value with a phase, or opaque.
+
+    The phase of a value is the number of breakpoints that must have run before it exists. Opaque is what depends on an
+    operator that is not piecewise affine: harmless behind the last breakpoint, an error in front of one.
+    """
+
+    def __init__(self, exported: torch.export.ExportedProgram, input_shape: tuple[int, ...]) -> None:
+        self.graph = exported.graph
+        self.input_shape = input_shape
+        self.constants: dict[str, Any] = {}
+        self.phase: dict[str, int] = {INPUT: 0}
+        self.opaque: dict[str, str] = {}  # node -> the operator to blame
+        self.calls: list[list[AffineCall]] = [[]]
+        self.stages: list[Stage] = []
+        self.shapes: dict[str, tuple[int, ...]] = {INPUT: (1, *input_shape)}
+        self.alias: dict[str, str] = {}  # graph name -> value name, where they differ
+        self._place_inputs(exported)
+
+    def _place_inputs(self, exported: torch.export.ExportedProgram) -> None:
+        signature = exported.graph_signature
+        if len(signature.user_inputs) != 1 or not isinstance(signature.user_inputs[0], str):
+            raise InputError(
+                f"the network takes {len(signature.user_inputs)} inputs; regiongrid follows exactly one tensor"
+            )
+        state = {**exported.state_dict, **exported.constants}
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        for placeholder, name in names.items():
+            self.constants[placeholder] = _as_float64(state[name])
+        self.alias[signature.user_inputs[0]] = INPUT
+
+    def program(self) -> Program:
+        for node in self.graph.nodes:
+            if node.op == "call_function":
+                self._visit(node)
+        if not self.stages:
+            blame = next(iter(self.opaque.values()), None)
+            found = f"; the first operator that is not piecewise affine is {blame}" if blame else ""
+            raise InputError(f"the network has no piecewise-linear breakpoint (ReLU, max-pool, ...){found}")
+        result = next(iter(self.graph.output_node().args[0]))
+        output = self._name(result) if isinstance(result, Node) else ""
+        return Program(
+            input_shape=self.input_shape,
+            stages=tuple(self.stages),
+            segments=self._segments(output),
+            shapes=self.shapes,
+            constants={name: value for name, value in self.constants.items() if isinstance(value, Tensor)},
+            output=output if output in self.phase else None,
+            cut=self.opaque.get(output, ""),
+        )
+
+    def _name(self, node: Node) -> str:
+        return self.alias.get(node.name, node.name)
+
+    def _visit(self, node: Node) -> None:
+        operator = _operator(node)
+        inputs = [self._name(n) for n in node.all_input_nodes]
+        live = [name for name in inputs if name in self.phase]
+        blame = next((self.opaque[name] for name in inputs if name in self.opaque), None)
+        if blame is not None and operator in BREAKPOINTS:
+            raise UnsupportedOperatorError(
+                f"{blame} is not piecewise affine and feeds {_describe(node)}. Linear regions exist only where every "
+                "operator before the last breakpoint is piecewise affine; replace it (GELU by ReLU, LayerNorm by "
+                "BatchNorm) or estimate the part of the network in front of it"
+            )
+        if blame is not None:
+            self.opaque[node.name] = blame
+        elif not live:
+            self.constants[node.name] = self._evaluate(node)
+        elif operator in PASS_THROUGH and len(live) == 1:
+            self.alias[node.name] = live[0]
+        elif operator == "getitem" and live[0] in self._breakpoint_values():
+            self._take_from_breakpoint(node, live[0])
+        elif operator in BREAKPOINTS:
+            self._add_breakpoint(node, operator)
+        elif is_affine(operator, [self._name(n) in self.phase for n in _tensor_arguments(node)]):
+            self._add_affine(node, max(self.phase[name] for name in live))
+        else:
+            self.opaque[node.name] = _describe(node)
+
+    def _evaluate(self, node: Node) -> Any:
+        """The value of a node that depends on no input."""
+        args, kwargs = _map_arguments(node, lambda n: self.constants[n.name])
+        return _as_float64(node.target(*args, **kwargs))  # type: ignore[operator]
+
+    def _add_affine(self, node: Node, phase: int) -> None:
+        args, kwargs = _map_arguments(node, self._reference)
+        kept = {key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}}
+        function: Any = SUBSTITUTES.get(_operator(node), node.target)
+        self.calls[phase].append(AffineCall(node.name, function, args, kept))
+        self.phase[node.name] = phase
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            self.shapes[node.name] = tuple(value.shape)
+
+    def _reference(self, node: Node) -> Any:
+        name = self._name(node)
+        constant = self.constants.get(name)
+        return Ref(name) if constant is None or isinstance(constant, Tensor) else constant
+
+    def _add_breakpoint(self, node: Node, operator: str) -> None:
+        made = BREAKPOINTS[operator](node, self._constant)
+        if made is None:
+            self.opaque[node.name] = _describe(node)
+            return
+        sources, breakpoint = made
+        value = f"{node.name}.value"
+        self.stages.append(
+            Stage(
+                preactivations=tuple(self._name(source) for source in sources),
+                breakpoint=breakpoint,
+                value=value,
+                label=_describe(node),
+                first_decision=sum(stage.breakpoint.decisions for stage in self.stages),
+            )
+        )
+        self.calls.append([])
+        self.phase[value] = len(self.stages)
+        self.shapes[value] = output_shape(node)
+        self.alias[node.name] = value
+
+    def _breakpoint_values(self) -> set[str]:
+        return {stage.value for stage in self.stages}
+
+    def _take_from_breakpoint(self, node: Node, value: str) -> None:
+        """Pooling operators may return (values, indices): the values go on, the indices are not affine."""
+        if node.args[1] == 0:
+            self.alias[node.name] = value
+        else:
+            self.opaque[node.name] = _describe(node)
+
+    def _constant(self, argument: Any) -> Any:
+        """The value of an argument that does not depend on the input, None for one that does."""
+        return self.constants.get(argument.name) if isinstance(argument, Node) else argument
+
+    def _segments(self, output: str) -> tuple[Segment, ...]:
+        """The affine calls by phase, without those that no breakpoint and no output needs."""
+        needed = {output}.union(*(stage.preactivations for stage in self.stages))
+        segments: list[Segment] = []
+        for calls in reversed(self.calls):
+            wanted = set(needed)
+            kept: list[AffineCall] = []
+            for call in reversed(calls):
+                if call.name in wanted:
+                    kept.append(call)
+                    wanted |= call.references()
+            made = {call.name for call in kept}
+            inputs = (set().union(*(call.references() for call in kept)) & set(self.phase)) - made
+            segments.append(Segment(tuple(reversed(kept)), tuple(sorted(inputs)), tuple(sorted(needed & made))))
+            needed = (needed - made) | inputs
+        return tuple(reversed(segments))
+
+
+def _as_float64(value: Any) -> Any:
+    return value.detach().to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _map_arguments(node: Node, replace: Callable[[Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(torch.fx.map_arg(node.args, replace)), dict(torch.fx.map_arg(node.kwargs, replace))
+
+
+def _tensor_arguments(node: Node) -> list[Node]:
+    flat = itertools.chain(node.args, node.kwargs.values())
+    return [
+        item
+        for argument in flat
+        for item in (argument if isinstance(argument, list) else [argument])
+        if isinstance(item, Node)
+    ]
+
+
+def _operator(node: Node) -> str:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    return getattr(target, "__name__", str(target))
+
+
+def _describe(node: Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    where = f"in module '{path}' ({kind.rsplit('.', 1)[-1]})" if path else "in the top-level forward"
+    return f"{_operator(node)} {where}"

@@ -1,0 +1,63 @@
+"""What the guarded signs cost and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.cases import CASES, folded
+from benchmarks.harness import Row, alternate
+from regiongrid.kernels.threads import cpu_count, run_spans
+from regiongrid.network.on_slice import SliceProgram
+from regiongrid.sampling.evaluate import PatternEvaluator
+from regiongrid.sampling.guard import GuardedEvaluator, one_torch_thread
+from regiongrid.sampling.image import sample_image
+
+_POINTS = 1 << 21
+
+
+def unguarded_and_guarded(program: SliceProgram) -> tuple[float, float]:
+    """Median seconds for the same random points: signs as float32 has them, and guarded, calibration left out."""
+    half_width = program.slice.half_width
+    points = np.random.default_rng(1).uniform(-half_width, half_width, (_POINTS, 2))
+    guarded = GuardedEvaluator(program, "float32")
+    bare = PatternEvaluator(program, torch.float32, np.zeros(len(program.stages)))
+
+    def run_bare(start: int, stop: int) -> None:
+        for first in range(start, stop, bare.chunk):
+            bare(points[first : min(first + bare.chunk, stop)])
+
+    def run_guarded(start: int, stop: int) -> None:
+        guarded(points[start:stop])
+
+    with one_torch_thread():
+        one, other = alternate(
+            [
+                lambda: run_spans(run_bare, _POINTS, guarded.span, cpu_count()),
+                lambda: run_spans(run_guarded, _POINTS, guarded.span, cpu_count()),
+            ],
+            5,
+        )
+    return one, other
+
+
+def benchmark() -> Iterator[Row]:
+    """Pixels that differ from a float64 run, share decided again, cost, and what float32 alone gets wrong."""
+    for name, case in CASES.items():
+        program = folded(case)
+        adaptive, dense = sample_image(program, 4096), sample_image(program, 4096, sampling="dense")
+        double = sample_image(program, 4096, sampling="dense", dtype="float64")
+        wanted = "<= 0.5" if case.width == 128 else "<= 2"
+        for image, what in ((adaptive, "adaptive"), (dense, "dense")):
+            differ = int((image.hashes != double.hashes).sum())
+            yield Row(name, f"pixels that differ from float64, {what}", differ, "pixels", "float64", "0")
+            share = 100 * image.reevaluated / image.evaluations
+            note = wanted if what == "dense" else ""
+            yield Row(name, f"evaluations decided again, {what}", share, "%", "evaluations", note)
+        yield Row(name, "pixels decided again, adaptive", 100 * adaptive.reevaluated / 4096**2, "%", "pixels", wanted)
+        for k, error in enumerate(dense.calibration.largest_error):
+            yield Row(name, f"largest error seen, layer {k + 1}", error, "units of rounding")
+        bare, guarded = unguarded_and_guarded(program)
+        yield Row(name, "cost of deciding again", 100 * (guarded / bare - 1), "%", "flags ignored", "")

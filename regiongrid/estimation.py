@@ -1,0 +1,302 @@
+"""`estimate`: network and slices in, regions, summary and picture out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
+import numpy as np
+from torch import nn
+
+from regiongrid.errors import InputError, MemoryLimitError
+from regiongrid.network import Network, load_network
+from regiongrid.network.on_slice import SliceProgram, restrict
+from regiongrid.regions import ImageTotals, RegionTable, boundary_by_layer, measure_regions, summarise
+from regiongrid.sampling.guard import GuardedEvaluator
+from regiongrid.sampling.image import SAMPLINGS, PatternImage, sample_image
+from regiongrid.slices import Slice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DTYPES = ("auto", "float32", "float64")
+MEASURES = ("kernels", "skimage")
+BACKENDS = ("auto", "cpu", "reference")
+MAX_RES = 32768  # the region kernels count pixels in 32 bits
+# What a run holds beside the image: 8 bytes a pixel for the hashes, lists of cells, runs and regions.
+_BYTES_PER_PIXEL = 8
+_BYTES_PER_PIXEL_ADAPTIVE = 11
+_BYTES_PER_PIXEL_SKIMAGE = 64
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The regions of one slice, estimated on a grid.
+
+    Attributes
+    ----------
+    network, slice
+        What was estimated, and where.
+    image
+        The pattern image, one hash a pixel.
+    regions
+        One row a region; see `regiongrid.regions.COLUMNS` for columns and units.
+    totals
+        What is measured on the image as a whole, with the pairs of regions that meet.
+    layers
+        Regions and boundary length when only the first 1, 2, ... layers count; empty unless asked for.
+    seconds
+        Wall time of ``fold``, ``evaluate`` and ``measure`` (labelling included).
+    """
+
+    network: Network
+    image: PatternImage
+    regions: RegionTable = field(repr=False)
+    totals: ImageTotals = field(repr=False)
+    layers: tuple[dict[str, Any], ...]
+    seconds: dict[str, float]
+
+    @property
+    def slice(self) -> Slice:
+        return self.image.slice
+
+    @property
+    def res(self) -> int:
+        return self.image.res
+
+    @cached_property
+    def _summary(self) -> dict[str, Any]:
+        image = self.image
+        return {
+            "slice": {
+                "description": self.slice.description,
+                "half_width": self.slice.half_width,
+                "anchors": self.slice.anchors.tolist(),
+            },
+            "res": image.res,
+            "pixel_size": self.slice.pixel_size(image.res),
+            **summarise(self.regions, self.totals),
+            **({"by_layer": list(self.layers)} if self.layers else {}),
+            "sampling": image.sampling,
+            "evaluations": image.evaluations,
+            "evaluated_share": image.evaluations / image.res**2,
+            "guard": {
+                "dtype": image.calibration.dtype,
+                "kappa": list(image.calibration.kappa),
+                "largest_error": list(image.calibration.largest_error),
+                "sample_points": image.calibration.sample_points,
+                "reevaluated": image.reevaluated,
+                "reevaluated_share": image.reevaluated / image.res**2,
+            },
+            "seconds": self.seconds,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Statistics of the slice in plain numbers, as in the command's JSON (``slices[i]``).
+
+        See `regiongrid.regions.summarise` for the keys; beside them the settings, the number of evaluations and the
+        state of the guard.
+        """
+        return dict(self._summary)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Regions, anchors and the distributions of area and eccentricity; written to ``path`` if given."""
+        from regiongrid.plots import plot_estimate
+
+        return plot_estimate(self, path)
+
+    def __str__(self) -> str:
+        from regiongrid.commands.report import as_text
+
+        return as_text(self)
+
+
+class Options(TypedDict, total=False):
+    """Keyword options of `estimate`; their meaning and defaults stand there."""
+
+    sampling: str
+    dtype: str
+    backend: str
+    measure: str
+    by_layer: bool
+    threads: int | None
+    max_memory: int | None
+    seed: int
+    progress: Callable[[int, float], None] | None
+
+
+@overload
+def estimate(
+    network: Network | nn.Module | str | Path, slices: Slice, res: int = ..., **options: Unpack[Options]
+) -> Estimate: ...
+
+
+@overload
+def estimate(
+    network: Network | nn.Module | str | Path, slices: Sequence[Slice], res: int = ..., **options: Unpack[Options]
+) -> list[Estimate]: ...
+
+
+def estimate(
+    network: Network | nn.Module | str | Path,
+    slices: Slice | Sequence[Slice],
+    res: int = 1024,
+    *,
+    sampling: str = "adaptive",
+    dtype: str = "auto",
+    backend: str = "auto",
+    measure: str = "kernels",
+    by_layer: bool = False,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> Estimate | list[Estimate]:
+    """Estimate the regions of a network on one slice or on several.
+
+    Parameters
+    ----------
+    network
+        A `Network`, a module or a checkpoint file; see `load_network` for what a module or a file needs.
+    slices
+        One `Slice` (the result is one `Estimate`) or a sequence (a list of them).
+    res
+        Pixels along a side.
+    sampling
+        ``"adaptive"``: evaluate where patterns change, fill the rest by convexity. ``"dense"``: evaluate every pixel.
+        Both give the same image.
+    dtype
+        Precision of the fast pass: ``"float32"``, ``"float64"`` or ``"auto"``. Signs are those of float64 in any case.
+    backend
+        ``"cpu"`` (numba), ``"reference"`` (plain numpy, slow) or ``"auto"``.
+    measure
+        ``"kernels"``, or ``"skimage"`` for the same table from scikit-image.
+    by_layer
+        Also count regions and boundary when only the first 1, 2, ... layers count.
+    threads
+        Worker threads; all cores that the process may use if not given. No result depends on it.
+    max_memory
+        Bytes that the run may use; four fifths of what is available if not given.
+    seed
+        Seed of the hash keys.
+    progress
+        Called with the slice's number and the share of its image that is known.
+
+    Raises
+    ------
+    MemoryLimitError
+        Before any work, if the image does not fit.
+    InputError
+        A choice that does not exist, or a slice that does not fit the network.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> est = estimate(net, Slice.square(10.0), res=256)
+    >>> len(est.regions)
+    7
+    """
+    net = load_network(network)
+    wanted = [slices] if isinstance(slices, Slice) else list(slices)
+    _check(res, {"sampling": (sampling, SAMPLINGS), "dtype": (dtype, DTYPES), "backend": (backend, BACKENDS),
+                 "measure": (measure, MEASURES)}, threads)  # fmt: skip
+    check_memory(res, sampling, measure, max_memory)
+    if not wanted:
+        raise InputError("no slice was given; pass at least one")
+    done = []
+    for number, slice_ in enumerate(wanted):
+        start = time.perf_counter()
+        folded = restrict(net.program, slice_)
+        fold = time.perf_counter() - start
+        image = sample_image(
+            folded,
+            res,
+            sampling=sampling,
+            dtype=dtype,
+            threads=threads,
+            progress=None if progress is None else partial(progress, number),
+            backend="cpu" if backend == "auto" else backend,
+            seed=seed,
+        )
+        evaluated = time.perf_counter()
+        regions, totals = measure_regions(image.hashes, slice_.pixel_size(res), method=measure, threads=threads)
+        layers = _by_layer(folded, image, regions, totals, seed) if by_layer else ()
+        seconds = {
+            "fold": fold,
+            "evaluate": evaluated - start - fold,
+            "measure": time.perf_counter() - evaluated,
+        }
+        done.append(Estimate(net, image, regions, totals, layers, seconds))
+    return done[0] if isinstance(slices, Slice) else done
+
+
+def _by_layer(
+    folded: SliceProgram, image: PatternImage, regions: RegionTable, totals: ImageTotals, seed: int
+) -> tuple[dict[str, Any], ...]:
+    """Regions and boundary by layer. A pattern decides all its layers, so one point a region is enough."""
+    evaluator = GuardedEvaluator(folded, "float64", seed=seed)
+    # Regions are convex: the centroid of a region's pixels lies in the region.
+    uv = np.stack([regions.centroid_u, regions.centroid_v], axis=1)
+    prefixes = evaluator.prefixes(uv)
+    centres = image.slice.pixel_centres(image.res)
+    for row in np.flatnonzero(prefixes[-1] != regions.pattern):  # but for rounding, or a region on a single line
+        i, j = np.argwhere(image.hashes == regions.pattern[row])[0]
+        prefixes[:, row] = evaluator.prefixes(np.array([[centres[j], centres[i]]]))[:, 0]
+    rows = boundary_by_layer(totals.adjacency, prefixes)
+    return tuple({**row, "operator": stage.label} for row, stage in zip(rows, folded.stages))
+
+
+def _check(res: int, choices: dict[str, tuple[str, Sequence[str]]], threads: int | None) -> None:
+    if isinstance(res, bool) or not isinstance(res, int | np.integer) or not 1 <= res <= MAX_RES:
+        raise InputError(f"res is {res!r}; it must be a whole number of pixels from 1 to {MAX_RES}")
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; it must be at least 1")
+
+
+def needed_memory(res: int, sampling: str = "adaptive", measure: str = "kernels") -> int:
+    """Bytes that an estimate needs beside what the process holds already, for a generic network."""
+    per_pixel = _BYTES_PER_PIXEL_ADAPTIVE if sampling == "adaptive" else _BYTES_PER_PIXEL
+    per_pixel += _BYTES_PER_PIXEL_SKIMAGE if measure == "skimage" else 2
+    return res * res * per_pixel + (64 << 20)
+
+
+def check_memory(res: int, sampling: str, measure: str, max_memory: int | None) -> None:
+    """Raise `MemoryLimitError` if an estimate at this resolution does not fit."""
+    needed = needed_memory(res, sampling, measure)
+    available = available_memory()
+    limit = max_memory if max_memory is not None else None if available is None else available * 4 // 5
+    if limit is not None and needed > limit:
+        fitting = int((max(limit - (64 << 20), 0) / (needed / res**2)) ** 0.5)
+        raise MemoryLimitError(
+            f"res {res} needs about {_gigabytes(needed)} of memory, {_gigabytes(limit)} may be used; "
+            f"res {fitting} would fit, or raise --max-memory (max_memory)"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can be had without swapping, None where the system does not tell."""
+    try:
+        with Path("/proc/meminfo").open() as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -284,6 +284,7 @@ class ImageTotals:
     regions_half_resolution: int  # distinct patterns among every second pixel of every second row
     components: int  # 4-connected pieces of all regions
     boundary_length: float  # input units; each shared boundary once, the domain's own border not counted
+    boundary_length_half_resolution: float  # the same from every second pixel of every second row
     boundary_pixels: int  # pixels with a 4-neighbour in another region
     mixed_share: float  # share of the domain's area outside all pure cells (the rim is outside)
     adjacency: Adjacency
@@ -357,6 +358,7 @@ def measure_regions(
         regions_half_resolution=int(np.count_nonzero(sums.coarse_pixels)),
         components=int(table["components"].sum()),
         boundary_length=_total_length(adjacency),
+        boundary_length_half_resolution=_half_resolution_length(hashes, pixel_size, backend, threads),
         boundary_pixels=int(table["boundary_pixels"].sum()),
         mixed_share=1.0 - int(sums.pure_cells.sum(dtype=np.int64)) / hashes.size,
         adjacency=adjacency,
@@ -453,7 +455,7 @@ def summarise(
         ``regions``, ``components``, ``domain_area``; for area, eccentricity, perimeter, elongation and sides, as far as
         the table has them, a dict of ``mean``, ``median``, ``std`` (population), ``p5``, ``p95``, and, weighted by
         area, ``weighted_mean`` and ``weighted_median`` (for area also ``total``); ``boundary`` with ``length``,
-        ``density`` (length / domain area) and, on the grid, ``pixels``.
+        ``density`` (length / domain area) and, on the grid, ``pixels`` and ``length_extrapolated`` = 2 L(R) - L(R/2).
 
         On the grid also ``mixed_share``; ``regions_half_resolution``, the count N(R/2) from every second pixel;
         ``regions_extrapolated`` = 2 N(R) - N(R/2), and ``extrapolation_trustworthy``; ``subpixel_share`` (regions of at
@@ -469,6 +471,9 @@ def summarise(
     -----
     Misses about halve with each doubling of the resolution, hence 2 N(R) - N(R/2). It is marked trustworthy if N(R/2)
     is at most 15% below N(R) (see :data:`TRUSTED_GAP`). No grid can see regions that crowd inside a single pixel.
+
+    Two boundaries between the same two pixel centres count once, so the length is too short by a share that also about
+    halves with each doubling, hence ``length_extrapolated``.
     """
     if totals is not None:
         domain_area = totals.domain_area if domain_area is None else domain_area
@@ -489,6 +494,7 @@ def summarise(
     summary["area"]["total"] = float(weights.sum())
     summary["boundary"] = {"length": float(boundary_length), "density": float(boundary_length / domain_area)}
     if totals is not None:
+        summary["boundary"]["length_extrapolated"] = 2 * boundary_length - totals.boundary_length_half_resolution
         summary["boundary"]["pixels"] = totals.boundary_pixels
         summary |= _grid_quality(table, totals)
     return summary
@@ -607,6 +613,15 @@ def _pair_counts(adjacency: Adjacency) -> tuple[NDArray[np.int32], NDArray[np.in
 def _total_length(adjacency: Adjacency) -> float:
     edges, diagonals, rim_edges = (int(column.sum(dtype=np.int64)) for column in _pair_counts(adjacency))
     return float(_crofton(edges, diagonals, rim_edges, adjacency.pixel_size))
+
+
+def _half_resolution_length(
+    hashes: NDArray[np.uint64], pixel_size: float, backend: str, threads: int | None
+) -> float:
+    coarse = np.ascontiguousarray(hashes[::2, ::2])
+    sums = region_sums(coarse, backend=backend, threads=threads)
+    pairs = (sums.pair_first, sums.pair_second, sums.pair_edges, sums.pair_diagonals, sums.pair_rim_edges)
+    return _total_length(Adjacency(*pairs, 2 * pixel_size))
 
 
 def _per_region(adjacency: Adjacency, values: NDArray[Any], regions: int) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import regiongrid as rg
+from regiongrid.network import lowering
 from regiongrid.network.lowering import lower
 
 
@@ -248,3 +249,35 @@ def test_load_network_names_the_parameter_that_is_not_finite() -> None:
 def test_discontinuous_threshold_is_noted() -> None:
     net = rg.load_network(nn.Sequential(nn.Linear(3, 3), nn.Threshold(0.1, 20.0)))
     assert "jumps at its threshold" in net.notes[0]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_plain_chains_need_no_tracing_and_give_the_traced_program(bias: bool) -> None:
+    shared = nn.ReLU()
+    chain = nn.Sequential(
+        shared, nn.Sequential(nn.Linear(5, 7, bias=bias), nn.Dropout(), shared), nn.Linear(7, 3, bias=bias), shared
+    )
+    short = lowering._lower_chain(chain, (5,))
+    traced = lowering._Lowering(lowering._export(chain, (5,)), (5,)).program()
+    assert short is not None
+    x = torch.randn(50, 5, dtype=torch.float64)
+    for ours, theirs in zip([*short.run(x)[0], short.run(x)[1]], [*traced.run(x)[0], traced.run(x)[1]]):
+        assert torch.equal(ours, theirs)
+    assert [stage.label for stage in short.stages] == [stage.label for stage in traced.stages]
+    assert [stage.first_decision for stage in short.stages] == [stage.first_decision for stage in traced.stages]
+
+
+def test_what_is_not_a_plain_chain_is_traced() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    hooked = mlp([4, 5, 2])
+    hooked[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    weighted = mlp([4, 5, 2])
+    nn.utils.parametrizations.weight_norm(weighted[0])
+    for module in (nn.Sequential(Doubled(4, 5), nn.ReLU(), nn.Linear(5, 2)), hooked, weighted):
+        assert lowering._lower_chain(module, (4,)) is None
+        compare(module, (4,))
+    assert lowering._lower_chain(mlp([4, 5, 2]), (3, 4)) is None
+    assert lowering._lower_chain(mlp([4, 5, 2]), (5,)) is None

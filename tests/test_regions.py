@@ -517,7 +517,7 @@ def test_summary_of_a_saturated_image_warns():
 def test_summary_of_one_region_is_calm():
     summary = summarise(*measure_regions(np.zeros((40, 40), dtype=np.uint64), 1.0))
     assert summary["regions"] == summary["regions_extrapolated"] == 1
-    assert summary["boundary"] == {"length": 0.0, "density": 0.0, "pixels": 0}
+    assert summary["boundary"] == {"length": 0.0, "density": 0.0, "length_extrapolated": 0.0, "pixels": 0}
     assert summary["warnings"] == []
     assert summary["subpixel_warning"] is False
 
@@ -557,3 +557,22 @@ def test_import_stays_light():
     code = f"import regiongrid.regions, sys; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def chord(line: np.ndarray) -> float:
+    """Length of a line within [-1, 1]^2."""
+    a, b, c = line
+    start, direction = np.array([a, b]) * c, np.array([-b, a])
+    with np.errstate(divide="ignore"):
+        ends = (np.array([[-1.0], [1.0]]) - start) / direction  # parameters of the four border lines
+    low, high = ends.min(axis=0).max(), ends.max(axis=0).min()
+    return max(0.0, high - low)
+
+
+def test_extrapolated_length_corrects_crowded_boundaries():
+    """The plain length misses boundaries that share a pair of pixels, the extrapolated one far fewer."""
+    lines = random_lines(100, seed=6)
+    exact = sum(chord(line) for line in lines)
+    summary = summarise(*measure_regions(arrangement(lines, 768), 2 / 768))["boundary"]
+    assert summary["length"] < 0.97 * exact
+    assert summary["length_extrapolated"] == pytest.approx(exact, rel=0.01)

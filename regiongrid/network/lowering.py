@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from regiongrid.errors import InputError, UnsupportedOperatorError
 from regiongrid.network.operators import BREAKPOINTS, PASS_THROUGH, SUBSTITUTES, is_affine, output_shape
-from regiongrid.network.program import INPUT, AffineCall, Program, Ref, Segment, Stage
+from regiongrid.network.program import INPUT, AffineCall, Breakpoint, Piecewise, Program, Ref, Segment, Stage
 
 
 def lower(module: nn.Module, input_shape: Sequence[int]) -> Program:
@@ -35,7 +37,99 @@ def lower(module: nn.Module, input_shape: Sequence[int]) -> Program:
         The module cannot be exported at this input shape, or has no breakpoint.
     """
     shape = tuple(int(size) for size in input_shape)
-    return _Lowering(_export(module, shape), shape).program()
+    return _lower_chain(module, shape) or _Lowering(_export(module, shape), shape).program()
+
+
+class _Draft:
+    """A program in the making: affine calls by phase, and the stages between them.
+
+    The phase of a value is the number of breakpoints that must have run before it exists.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        self.input_shape = input_shape
+        self.constants: dict[str, Any] = {}
+        self.phase: dict[str, int] = {INPUT: 0}
+        self.shapes: dict[str, tuple[int, ...]] = {INPUT: (1, *input_shape)}
+        self.calls: list[list[AffineCall]] = [[]]
+        self.stages: list[Stage] = []
+
+    def add_affine(self, call: AffineCall, shape: tuple[int, ...] | None) -> None:
+        """``shape`` is None for a call that returns several tensors."""
+        phase = max(self.phase[name] for name in call.references() & set(self.phase))
+        self.calls[phase].append(call)
+        self.phase[call.name] = phase
+        if shape is not None:
+            self.shapes[call.name] = shape
+
+    def add_breakpoint(
+        self, name: str, sources: Sequence[str], breakpoint: Breakpoint, shape: tuple[int, ...], label: str
+    ) -> str:
+        """Returns the name of the value that the breakpoint makes."""
+        value = f"{name}.value"
+        first = sum(stage.breakpoint.decisions for stage in self.stages)
+        self.stages.append(Stage(tuple(sources), breakpoint, value, label, first))
+        self.calls.append([])
+        self.phase[value] = len(self.stages)
+        self.shapes[value] = shape
+        return value
+
+    def program(self, output: str, cut: str = "") -> Program:
+        return Program(
+            input_shape=self.input_shape,
+            stages=tuple(self.stages),
+            segments=self._segments(output),
+            shapes=self.shapes,
+            constants={name: value for name, value in self.constants.items() if isinstance(value, Tensor)},
+            output=output if output in self.phase else None,
+            cut=cut,
+        )
+
+    def _segments(self, output: str) -> tuple[Segment, ...]:
+        """The affine calls by phase, without those that no breakpoint and no output needs."""
+        needed = {output}.union(*(stage.preactivations for stage in self.stages))
+        segments: list[Segment] = []
+        for calls in reversed(self.calls):
+            wanted = set(needed)
+            kept: list[AffineCall] = []
+            for call in reversed(calls):
+                if call.name in wanted:
+                    kept.append(call)
+                    wanted |= call.references()
+            made = {call.name for call in kept}
+            inputs = (set().union(*(call.references() for call in kept)) & set(self.phase)) - made
+            segments.append(Segment(tuple(reversed(kept)), tuple(sorted(inputs)), tuple(sorted(needed & made))))
+            needed = (needed - made) | inputs
+        return tuple(reversed(segments))
+
+
+def _lower_chain(module: nn.Module, shape: tuple[int, ...]) -> Program | None:
+    """The program of a plain chain of Linear and ReLU layers, None for anything else.
+
+    It is what tracing gives for such a module, without the second that it takes to import torch.export.
+    """
+    draft, name, size = _Draft(shape), INPUT, shape[-1]
+    for path, layer in module.named_modules(remove_duplicate=False):  # one ReLU may stand in several places
+        kind = type(layer)  # subclasses and parametrised layers may do something else
+        if layer._forward_hooks or layer._forward_pre_hooks or (kind is not nn.Sequential and len(shape) != 1):
+            return None
+        if isinstance(layer, nn.Linear) and kind is nn.Linear and layer.in_features == size:
+            size = layer.out_features
+            references = []
+            for parameter, value in (("weight", layer.weight), ("bias", layer.bias)):
+                if value is not None:
+                    draft.constants[f"{path}.{parameter}"] = _as_float64(value).cpu()
+                    references.append(Ref(f"{path}.{parameter}"))
+            call = AffineCall(f"linear {path}", nn.functional.linear, (Ref(name), *references), {})
+            draft.add_affine(call, (1, size))
+            name = call.name
+        elif kind is nn.ReLU:
+            zeros, ones = np.zeros((1, size)), np.ones((1, size))
+            bend = Piecewise(zeros, np.vstack([zeros, ones]), np.vstack([zeros, zeros]))
+            name = draft.add_breakpoint(path, [name], bend, (1, size), f"relu in module '{path}' (ReLU)")
+        elif kind not in (nn.Sequential, nn.Identity, nn.Dropout):
+            return None
+    return draft.program(name) if draft.stages else None
 
 
 def _export(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
@@ -49,6 +143,8 @@ def _export(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
     for part in twin.modules():
         part.training = False  # not .eval(): exported modules refuse the call
     default = torch.get_default_dtype()
+    tracer = logging.getLogger("torch._subclasses.fake_tensor")  # logs a traceback before it raises
+    was_disabled, tracer.disabled = tracer.disabled, True
     exported: torch.export.ExportedProgram
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecation notices of torch.export's own internals
@@ -58,7 +154,7 @@ def _export(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
             # No decompositions: the graph becomes free of in-place writes, and keeps relu, conv2d, max_pool2d by name.
             exported = exported.run_decompositions({})
         except Exception as error:
-            reason = str(error).strip().splitlines()
+            reason = str(error).strip().rstrip(".").splitlines()
             raise InputError(
                 f"{type(module).__name__} could not be traced with an input of shape {(1, *shape)}: "
                 f"{reason[0] if reason else type(error).__name__}. Check the input shape (--input-shape); control flow "
@@ -66,29 +162,23 @@ def _export(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
             ) from error
         finally:
             torch.set_default_dtype(default)
+            tracer.disabled = was_disabled
     return exported
 
 
 class _Lowering:
-    """One pass over the exported graph. Each node is a constant, a value with a phase, or opaque.
+    """One pass over the exported graph. Each node is a constant, a value, or opaque.
 
-    The phase of a value is the number of breakpoints that must have run before it exists. Opaque is what depends on an
-    operator that is not piecewise affine: harmless behind the last breakpoint, an error in front of one.
+    Opaque is what depends on an operator that is not piecewise affine: harmless behind the last breakpoint, an error in
+    front of one.
     """
 
     def __init__(self, exported: torch.export.ExportedProgram, input_shape: tuple[int, ...]) -> None:
         self.graph = exported.graph
-        self.input_shape = input_shape
-        self.constants: dict[str, Any] = {}
-        self.phase: dict[str, int] = {INPUT: 0}
+        self.draft = _Draft(input_shape)
+        self.constants, self.phase = self.draft.constants, self.draft.phase
         self.opaque: dict[str, str] = {}  # node -> the operator to blame
-        self.calls: list[list[AffineCall]] = [[]]
-        self.stages: list[Stage] = []
-        self.shapes: dict[str, tuple[int, ...]] = {INPUT: (1, *input_shape)}
         self.alias: dict[str, str] = {}  # graph name -> value name, where they differ
-        self._place_inputs(exported)
-
-    def _place_inputs(self, exported: torch.export.ExportedProgram) -> None:
         signature = exported.graph_signature
         if len(signature.user_inputs) != 1 or not isinstance(signature.user_inputs[0], str):
             raise InputError(
@@ -108,21 +198,13 @@ class _Lowering:
         for node in self.graph.nodes:
             if node.op == "call_function":
                 self._visit(node)
-        if not self.stages:
+        if not self.draft.stages:
             blame = next(iter(self.opaque.values()), None)
             found = f"; the first operator that is not piecewise affine is {blame}" if blame else ""
             raise InputError(f"the network has no piecewise-linear breakpoint (ReLU, max-pool, ...){found}")
         result = next(iter(self.graph.output_node().args[0]))
         output = self._name(result) if isinstance(result, Node) else ""
-        return Program(
-            input_shape=self.input_shape,
-            stages=tuple(self.stages),
-            segments=self._segments(output),
-            shapes=self.shapes,
-            constants={name: value for name, value in self.constants.items() if isinstance(value, Tensor)},
-            output=output if output in self.phase else None,
-            cut=self.opaque.get(output, ""),
-        )
+        return self.draft.program(output, self.opaque.get(output, ""))
 
     def _name(self, node: Node) -> str:
         return self.alias.get(node.name, node.name)
@@ -149,7 +231,7 @@ class _Lowering:
         elif operator in BREAKPOINTS:
             self._add_breakpoint(node, operator)
         elif is_affine(operator, [self._name(n) in self.phase for n in _tensor_arguments(node)]):
-            self._add_affine(node, max(self.phase[name] for name in live))
+            self._add_affine(node)
         else:
             self.opaque[node.name] = _describe(node)
 
@@ -158,15 +240,13 @@ class _Lowering:
         args, kwargs = _map_arguments(node, lambda n: self.constants[n.name])
         return _as_float64(node.target(*args, **kwargs))  # type: ignore[operator]
 
-    def _add_affine(self, node: Node, phase: int) -> None:
+    def _add_affine(self, node: Node) -> None:
         args, kwargs = _map_arguments(node, self._reference)
         kept = {key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}}
         function: Any = SUBSTITUTES.get(_operator(node), node.target)
-        self.calls[phase].append(AffineCall(node.name, function, args, kept))
-        self.phase[node.name] = phase
         value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            self.shapes[node.name] = tuple(value.shape)
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
+        self.draft.add_affine(AffineCall(node.name, function, args, kept), shape)
 
     def _reference(self, node: Node) -> Any:
         name = self._name(node)
@@ -179,23 +259,12 @@ class _Lowering:
             self.opaque[node.name] = _describe(node)
             return
         sources, breakpoint = made
-        value = f"{node.name}.value"
-        self.stages.append(
-            Stage(
-                preactivations=tuple(self._name(source) for source in sources),
-                breakpoint=breakpoint,
-                value=value,
-                label=_describe(node),
-                first_decision=sum(stage.breakpoint.decisions for stage in self.stages),
-            )
-        )
-        self.calls.append([])
-        self.phase[value] = len(self.stages)
-        self.shapes[value] = output_shape(node)
+        names = [self._name(source) for source in sources]
+        value = self.draft.add_breakpoint(node.name, names, breakpoint, output_shape(node), _describe(node))
         self.alias[node.name] = value
 
     def _breakpoint_values(self) -> set[str]:
-        return {stage.value for stage in self.stages}
+        return {stage.value for stage in self.draft.stages}
 
     def _take_from_breakpoint(self, node: Node, value: str) -> None:
         """Pooling operators may return (values, indices): the values go on, the indices are not affine."""
@@ -207,23 +276,6 @@ class _Lowering:
     def _constant(self, argument: Any) -> Any:
         """The value of an argument that does not depend on the input, None for one that does."""
         return self.constants.get(argument.name) if isinstance(argument, Node) else argument
-
-    def _segments(self, output: str) -> tuple[Segment, ...]:
-        """The affine calls by phase, without those that no breakpoint and no output needs."""
-        needed = {output}.union(*(stage.preactivations for stage in self.stages))
-        segments: list[Segment] = []
-        for calls in reversed(self.calls):
-            wanted = set(needed)
-            kept: list[AffineCall] = []
-            for call in reversed(calls):
-                if call.name in wanted:
-                    kept.append(call)
-                    wanted |= call.references()
-            made = {call.name for call in kept}
-            inputs = (set().union(*(call.references() for call in kept)) & set(self.phase)) - made
-            segments.append(Segment(tuple(reversed(kept)), tuple(sorted(inputs)), tuple(sorted(needed & made))))
-            needed = (needed - made) | inputs
-        return tuple(reversed(segments))
 
 
 def _as_float64(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,22 +36,47 @@ class _Stage:
     parts: tuple[_Part, ...]
     breakpoint: Breakpoint
     value: str
-    arguments: tuple[Any, ...]  # what the kernel takes between z and the band, in its order
+    kernel: Callable[..., None]
+    arguments: tuple[Any, ...]  # what the kernel takes between the bias and the band, in its order
     bias: Array  # [n]
-    unit_gain: Array  # [n], per unit of rounding
+    unit_gain: Array  # [n], one unit of rounding of z is unit_gain * scale + unit_offset
     unit_offset: Array  # [n]
+    gain: Array  # [n], the same times kappa and the unit: the band
+    offset: Array  # [n]
     size: int
 
 
 @dataclass(frozen=True)
 class _Map:
-    """One affine map of a segment onto one output."""
+    """One output of a segment: products with matrices, or what a graph has left there, plus what (u, v) add."""
 
     output: str
-    matrices: tuple[tuple[str, Tensor], ...]  # (input, [n_input, n_output])
+    matrices: tuple[tuple[str, Tensor], ...]  # (input, [n_input, n_output]); empty behind a graph
     tangents: Tensor | None  # [2, n_output]
     constant: Tensor | None  # [n_output]; None where the stage's kernel adds it or it is zero
     size: int
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Operators of a segment that stay operators."""
+
+    operators: Segment
+    constants: dict[str, Tensor]
+    absent: tuple[Tensor, ...]  # zeros for the inputs that are affine in (u, v): their share is added behind
+
+
+@dataclass
+class _Batch:
+    """What one call knows of its points so far."""
+
+    coordinates: Tensor  # [B, 2]
+    uv_norms: Array  # [B]
+    hashes: Array  # [B] uint64
+    flags: Array  # [B] bool
+    values: dict[str, Tensor] = field(default_factory=dict)  # [B, n]
+    norms: dict[str, Array] = field(default_factory=dict)  # [B], of values
+    scales: dict[str, Array] = field(default_factory=dict)  # [B], size of what was added up into a value
 
 
 class PatternEvaluator:
@@ -87,8 +112,8 @@ class PatternEvaluator:
         self._last_use = folded.last_use
         self._deferred = _deferred_constants(folded)
         self._stages = tuple(self._build_stage(k, seed) for k in range(len(folded.stages)))
-        self._maps = tuple(tuple(self._build_maps(s)) if s.graph is None else None for s in folded.segments)
-        self._graphs = tuple(self._build_graph(s) if s.graph is not None else None for s in folded.segments)
+        self._maps = tuple(self._build_maps(segment) for segment in folded.segments)
+        self._graphs = tuple(self._build_graph(segment) for segment in folded.segments)
         widest = max(max(stage.size, stage.breakpoint.units) for stage in self._stages)
         rows = _BUFFER_BYTES // (widest * np.dtype(self.numpy_dtype).itemsize)
         self.chunk = int(np.clip(rows, *_CHUNK_ROWS))
@@ -116,15 +141,20 @@ class PatternEvaluator:
             gain.append(self._row_norms(made_by, name) if made_by else zeros + 1)
             offset.append(made_by.offsets[name].abs() if made_by else zeros)
         breakpoint = stage.breakpoint
-        keys = decision_keys(stage.first_decision, breakpoint.decisions, seed)
+        kernel, arguments = self._kernel(breakpoint, decision_keys(stage.first_decision, breakpoint.decisions, seed))
+        unit_gain, unit_offset = (self._cast(torch.cat(column)).numpy() for column in (gain, offset))
+        width = self.numpy_dtype(self.kappa[k] * self.unit)
         return _Stage(
             parts=tuple(parts),
             breakpoint=breakpoint,
             value=stage.value,
-            arguments=self._breakpoint_arguments(breakpoint, keys),
+            kernel=kernel,
+            arguments=arguments,
             bias=self._cast(torch.cat(bias)).numpy(),
-            unit_gain=self._cast(torch.cat(gain)).numpy(),
-            unit_offset=self._cast(torch.cat(offset)).numpy(),
+            unit_gain=unit_gain,
+            unit_offset=unit_offset,
+            gain=unit_gain * width,
+            offset=unit_offset * width,
             size=breakpoint.inputs,
         )
 
@@ -132,19 +162,23 @@ class PatternEvaluator:
     def _row_norms(segment: FoldedSegment, name: str) -> Tensor:
         return torch.maximum(segment.row_norms[name], segment.from_uv[name].tangents.norm(dim=1))
 
-    def _breakpoint_arguments(self, breakpoint: Breakpoint, keys: Array) -> tuple[Any, ...]:
+    def _kernel(self, breakpoint: Breakpoint, keys: Array) -> tuple[Callable[..., None], tuple[Any, ...]]:
         if isinstance(breakpoint, Maximum):
-            return breakpoint.windows, breakpoint.sign, keys.reshape(breakpoint.windows.shape)
+            shape = breakpoint.windows.shape
+            return self._kernels.maximum, (breakpoint.windows, breakpoint.sign, keys.reshape(shape))
         if breakpoint.is_relu:
-            return (keys,)
+            return self._kernels.relu, (keys,)
         numbers = (breakpoint.thresholds, breakpoint.slopes, breakpoint.intercepts)
-        return (*(a.astype(self.numpy_dtype) for a in numbers), keys.reshape(breakpoint.thresholds.shape))
+        arguments = (*(a.astype(self.numpy_dtype) for a in numbers), keys.reshape(breakpoint.thresholds.shape))
+        return self._kernels.piecewise, arguments
 
     def _build_maps(self, segment: FoldedSegment) -> list[_Map]:
         return [
             _Map(
                 output=output,
-                matrices=tuple((name, self._cast(segment.matrices[output, name].T)) for name in segment.inputs),
+                matrices=tuple(
+                    (name, self._cast(segment.matrices[output, name].T)) for name in segment.inputs if segment.matrices
+                ),
                 tangents=self._tangents(segment.from_uv[output]),
                 constant=None if output in self._deferred else self._cast(segment.from_uv[output].constant),
                 size=self._sizes[output],
@@ -155,16 +189,14 @@ class PatternEvaluator:
     def _tangents(self, affine: AffineInUV) -> Tensor | None:
         return self._cast(affine.tangents.T) if bool(affine.tangents.any()) else None
 
-    def _build_graph(self, segment: FoldedSegment) -> tuple[Segment, dict[str, Tensor], list[Tensor], list[_Map]]:
-        assert segment.graph is not None
-        constants = cast_constants(self._folded.program.constants, self.dtype)
+    def _build_graph(self, segment: FoldedSegment) -> _Graph | None:
+        if segment.graph is None:
+            return None
         shapes = self._folded.program.shapes
-        absent = [torch.zeros(shapes[name], dtype=self.dtype) for name in segment.graph.inputs[len(segment.inputs) :]]
-        added = []
-        for output in segment.outputs:
-            constant = None if output in self._deferred else self._cast(segment.from_uv[output].constant)
-            added.append(_Map(output, (), self._tangents(segment.from_uv[output]), constant, self._sizes[output]))
-        return segment.graph, constants, absent, added
+        absent = tuple(
+            torch.zeros(shapes[name], dtype=self.dtype) for name in segment.graph.inputs[len(segment.inputs) :]
+        )
+        return _Graph(segment.graph, cast_constants(self._folded.program.constants, self.dtype), absent)
 
     def __call__(
         self, uv: Array, observe: Observer | None = None, prefixes: Array | None = None
@@ -189,123 +221,92 @@ class PatternEvaluator:
         rows = len(uv)
         if rows > self.chunk:
             raise ValueError(f"{rows} points in one call, at most {self.chunk} fit")
-        hashes, flags = np.zeros(rows, np.uint64), np.zeros(rows, np.bool_)
-        coordinates = torch.from_numpy(np.ascontiguousarray(uv, dtype=self.numpy_dtype))
-        uv_norms = np.hypot(uv[:, 0], uv[:, 1]).astype(self.numpy_dtype)
-        values: dict[str, Tensor] = {}
-        norms: dict[str, Array] = {}
+        batch = _Batch(
+            coordinates=torch.from_numpy(np.ascontiguousarray(uv, dtype=self.numpy_dtype)),
+            uv_norms=np.hypot(uv[:, 0], uv[:, 1]).astype(self.numpy_dtype),
+            hashes=np.zeros(rows, np.uint64),
+            flags=np.zeros(rows, np.bool_),
+        )
         with torch.inference_mode():
             for k, stage in enumerate(self._stages):
-                z, scale = self._preactivations(k, stage, coordinates, uv_norms, values, norms)
+                z, scale = self._preactivations(k, stage, batch)
                 if observe is not None:
                     observe(k, z.numpy() + stage.bias, stage.unit_gain * scale[:, None] + stage.unit_offset)
-                values[stage.value], norms[stage.value] = self._apply(k, stage, z, scale, hashes, flags)
+                self._apply(stage, z, scale, batch)
                 if prefixes is not None:
-                    prefixes[k] = hashes
-                self._drop(values, 2 * k)
+                    prefixes[k] = batch.hashes
+                self._drop(batch.values, 2 * k)
                 if k + 1 < len(self._stages):
-                    self._advance(k, coordinates, values, norms, uv_norms)
-                    self._drop(values, 2 * k + 1)
-        for tensor in values.values():
+                    self._advance(k, batch)
+                    self._drop(batch.values, 2 * k + 1)
+        for tensor in batch.values.values():
             self._give_back(tensor)
-        return hashes, flags
+        return batch.hashes, batch.flags
 
-    def _preactivations(
-        self,
-        k: int,
-        stage: _Stage,
-        coordinates: Tensor,
-        uv_norms: Array,
-        values: dict[str, Tensor],
-        norms: dict[str, Array],
-    ) -> tuple[Tensor, Array]:
+    def _preactivations(self, k: int, stage: _Stage, batch: _Batch) -> tuple[Tensor, Array]:
         """z without the deferred constants, [B, n], in a buffer that the kernel may overwrite; and the scale [B]."""
-        rows = len(coordinates)
-        scale: Array = np.zeros(rows, self.numpy_dtype)
-        for part in stage.parts:
-            if part.from_uv is not None:
-                scale += uv_norms
-            elif part.pool is not None:
-                scale += norms[part.name] * self.numpy_dtype(part.pool)
-            else:
-                scale += norms[f"into {part.name}"]
+        scales = [
+            batch.uv_norms if part.from_uv is not None
+            else batch.norms[part.name] * self.numpy_dtype(part.pool) if part.pool is not None
+            else batch.scales[part.name]
+            for part in stage.parts
+        ]  # fmt: skip
         only = stage.parts[0]
         if len(stage.parts) == 1 and only.from_uv is None and self._last_use[only.name] == 2 * k:
-            return values[only.name], scale
-        z = self._buffer(rows, stage.size)
+            return batch.values[only.name], scales[0]
+        z = self._buffer(len(batch.hashes), stage.size)
         start = 0
         for part in stage.parts:
-            size = self._sizes[part.name]
+            columns = z[:, start : start + self._sizes[part.name]]
             if part.from_uv is None:
-                z[:, start : start + size] = values[part.name]
-            elif size == stage.size:
-                torch.mm(coordinates, part.from_uv, out=z)
+                columns.copy_(batch.values[part.name])
             else:
-                z[:, start : start + size] = coordinates @ part.from_uv
-            start += size
-        return z, scale
+                torch.mm(batch.coordinates, part.from_uv, out=columns)
+            start += columns.shape[1]
+        return z, sum(scales[1:], start=scales[0])
 
-    def _apply(
-        self, k: int, stage: _Stage, z: Tensor, scale: Array, hashes: Array, flags: Array
-    ) -> tuple[Tensor, Array]:
-        width = self.numpy_dtype(self.kappa[k] * self.unit)
+    def _apply(self, stage: _Stage, z: Tensor, scale: Array, batch: _Batch) -> None:
+        """Run the breakpoint's kernel; z turns into the values, or gives way to them."""
         norms = np.empty_like(scale)
-        band = (stage.unit_gain * width, stage.unit_offset * width, scale, self.arbiter)
+        band = (stage.gain, stage.offset, scale, self.arbiter)
+        out = z
         if isinstance(stage.breakpoint, Maximum):
             out = self._buffer(len(z), stage.breakpoint.units)
-            self._kernels.maximum(z.numpy(), stage.bias, *stage.arguments, *band, out.numpy(), hashes, flags, norms)
-            return out, norms
-        kernel = self._kernels.relu if stage.breakpoint.is_relu else self._kernels.piecewise
-        kernel(z.numpy(), stage.bias, *stage.arguments, *band, hashes, flags, norms)
-        return z, norms
+            results = (out.numpy(), batch.hashes, batch.flags, norms)
+        else:
+            results = (batch.hashes, batch.flags, norms)
+        stage.kernel(z.numpy(), stage.bias, *stage.arguments, *band, *results)
+        batch.values[stage.value], batch.norms[stage.value] = out, norms
 
-    def _advance(
-        self, k: int, coordinates: Tensor, values: dict[str, Tensor], norms: dict[str, Array], uv_norms: Array
-    ) -> None:
+    def _advance(self, k: int, batch: _Batch) -> None:
         """The affine maps behind stage k."""
-        segment = self._folded.segments[k]
+        segment, maps, graph = self._folded.segments[k], self._maps[k], self._graphs[k]
         if not segment.outputs:
             return
         for name in segment.inputs:
-            if name not in norms:
-                norms[name] = torch.linalg.vector_norm(values[name], dim=1).numpy()
-        scale = sum(
-            (norms[name] * self.numpy_dtype(segment.fan_in[name] ** 0.5) for name in segment.inputs), uv_norms * 0
-        )
-        maps = self._maps[k]
-        graph = self._graphs[k]
-        if maps is not None:
-            for item in maps:
-                out = self._buffer(len(coordinates), item.size)
-                for position, (name, matrix) in enumerate(item.matrices):
-                    if position == 0:
-                        torch.mm(values[name], matrix, out=out)
-                    else:
-                        out.addmm_(values[name], matrix)
-                values[item.output] = out
-        elif graph is not None:
-            maps = tuple(graph[3])
-            self._run_graph(graph, segment, values)
-        assert maps is not None
+            if name not in batch.norms:
+                batch.norms[name] = torch.linalg.vector_norm(batch.values[name], dim=1).numpy()
+        scale = sum(batch.norms[name] * self.numpy_dtype(segment.fan_in[name] ** 0.5) for name in segment.inputs)
+        if graph is not None:
+            self._run_graph(graph, segment, batch.values)
         for item in maps:
-            into = scale
+            if item.matrices:
+                out = self._buffer(len(batch.hashes), item.size)
+                (name, matrix), *others = item.matrices
+                torch.mm(batch.values[name], matrix, out=out)
+                for name, matrix in others:
+                    out.addmm_(batch.values[name], matrix)
+                batch.values[item.output] = out
             if item.tangents is not None:
-                values[item.output].addmm_(coordinates, item.tangents)
-                into = scale + uv_norms
+                batch.values[item.output].addmm_(batch.coordinates, item.tangents)
             if item.constant is not None:
-                values[item.output] += item.constant
-            norms[f"into {item.output}"] = into
+                batch.values[item.output] += item.constant
+            batch.scales[item.output] = scale if item.tangents is None else scale + batch.uv_norms
 
-    def _run_graph(
-        self,
-        graph: tuple[Segment, dict[str, Tensor], list[Tensor], list[_Map]],
-        segment: FoldedSegment,
-        values: dict[str, Tensor],
-    ) -> None:
-        operators, constants, absent, _ = graph
+    def _run_graph(self, graph: _Graph, segment: FoldedSegment, values: dict[str, Tensor]) -> None:
         shapes = self._folded.program.shapes
         batched = [values[name].reshape(-1, *shapes[name]) for name in segment.inputs]
-        outputs = torch.vmap(lambda *live: operators.run(constants, (*live, *absent)))(*batched)
+        outputs = torch.vmap(lambda *live: graph.operators.run(graph.constants, (*live, *graph.absent)))(*batched)
         for name, output in zip(segment.outputs, outputs):
             flat = output.reshape(len(output), -1)
             buffer = self._buffer(*flat.shape)

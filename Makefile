@@ -11,8 +11,8 @@ demo: $(VENV)/.demo
 	$(BIN)/regiongrid estimate --ckpt examples/digits-mlp.pt --slice examples/digits-slice.npz --res 4096 --out $(OUT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --doctest-modules --doctest-continue-on-failure $(PYTEST_ARGS) tests regiongrid kernels
 	$(MAKE) --no-print-directory demo OUT=$(VENV)/demo-output
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -26,8 +26,8 @@ class Case:
         return he_mlp(self.width)
 
     def slice(self) -> rg.Slice:
-        anchors = np.random.default_rng(0).standard_normal((3, 784))
-        return rg.Slice.through(*anchors, half_width=self.half_width)
+        first, second, third = np.random.default_rng(0).standard_normal((3, 784))
+        return rg.Slice.through(first, second, third, half_width=self.half_width)
 
 
 CASES = {

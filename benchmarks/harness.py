@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numba
 import numpy as np
-import skimage
 import torch
 
 import regiongrid as rg
@@ -70,7 +70,7 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "numba": numba.__version__,
-        "scikit-image": skimage.__version__,
+        "scikit-image": version("scikit-image"),
         "regiongrid": rg.__version__,
     }
 

@@ -615,9 +615,7 @@ def _total_length(adjacency: Adjacency) -> float:
     return float(_crofton(edges, diagonals, rim_edges, adjacency.pixel_size))
 
 
-def _half_resolution_length(
-    hashes: NDArray[np.uint64], pixel_size: float, backend: str, threads: int | None
-) -> float:
+def _half_resolution_length(hashes: NDArray[np.uint64], pixel_size: float, backend: str, threads: int | None) -> float:
     coarse = np.ascontiguousarray(hashes[::2, ::2])
     sums = region_sums(coarse, backend=backend, threads=threads)
     pairs = (sums.pair_first, sums.pair_second, sums.pair_edges, sums.pair_diagonals, sums.pair_rim_edges)

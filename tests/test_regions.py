@@ -559,16 +559,6 @@ def test_import_stays_light():
     assert found.stdout.strip() == "[]"
 
 
-def chord(line: np.ndarray) -> float:
-    """Length of a line within [-1, 1]^2."""
-    a, b, c = line
-    start, direction = np.array([a, b]) * c, np.array([-b, a])
-    with np.errstate(divide="ignore"):
-        ends = (np.array([[-1.0], [1.0]]) - start) / direction  # parameters of the four border lines
-    low, high = ends.min(axis=0).max(), ends.max(axis=0).min()
-    return max(0.0, high - low)
-
-
 def test_extrapolated_length_corrects_crowded_boundaries():
     """The plain length misses boundaries that share a pair of pixels, the extrapolated one far fewer."""
     lines = random_lines(100, seed=6)

@@ -270,11 +270,10 @@ class PatternEvaluator:
         norms = np.empty_like(scale)
         band = (stage.gain, stage.offset, scale, self.arbiter)
         out = z
+        results: tuple[Array, ...] = (batch.hashes, batch.flags, norms)
         if isinstance(stage.breakpoint, Maximum):
             out = self._buffer(len(z), stage.breakpoint.units)
-            results = (out.numpy(), batch.hashes, batch.flags, norms)
-        else:
-            results = (batch.hashes, batch.flags, norms)
+            results = (out.numpy(), *results)
         stage.kernel(z.numpy(), stage.bias, *stage.arguments, *band, *results)
         batch.values[stage.value], batch.norms[stage.value] = out, norms
 
@@ -286,7 +285,9 @@ class PatternEvaluator:
         for name in segment.inputs:
             if name not in batch.norms:
                 batch.norms[name] = torch.linalg.vector_norm(batch.values[name], dim=1).numpy()
-        scale = sum(batch.norms[name] * self.numpy_dtype(segment.fan_in[name] ** 0.5) for name in segment.inputs)
+        scale: Array = np.zeros_like(batch.uv_norms)
+        for name in segment.inputs:
+            scale += batch.norms[name] * self.numpy_dtype(segment.fan_in[name] ** 0.5)
         if graph is not None:
             self._run_graph(graph, segment, batch.values)
         for item in maps:

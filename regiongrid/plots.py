@@ -51,7 +51,7 @@ _TITLE_CHARACTERS = 94
 _LISTED_LAYERS = 4
 _EXACT_COLOURS, _ADAPTED_COLOURS = 32, 32
 _LEFT = 0.62  # inches from the edge of the figure to the slice
-_DPI = {".png": 200, ".svg": 300, ".pdf": 300}  # of the picture inside the vector formats
+_DPI = {".png": 180, ".svg": 300, ".pdf": 300}  # of the picture inside the vector formats
 
 
 def plot_estimate(estimate: Estimate, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -234,7 +234,7 @@ def region_colours(regions: RegionTable, adjacency: Adjacency) -> NDArray[np.int
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as ``.png`` (200 dots an inch, at most 64 colours), ``.svg`` or ``.pdf``, whole or not at all.
+    """Write a figure as ``.png`` (180 dots an inch, at most 64 colours), ``.svg`` or ``.pdf``, whole or not at all.
 
     Equal figures give equal files, and PDF files hold their fonts as outlines that journals accept (TrueType).
 

@@ -251,7 +251,7 @@ def test_json_holds_what_the_library_finds(files: Path) -> None:
     assert (found["schema"], found["engine"], found["complete"]) == ("regiongrid.summary/1", "grid", True)
     assert found["network"] == rg.load_network(files / "four.pt").describe()
     assert found["settings"]["res"] == 48
-    assert found["settings"]["command"].startswith("regiongrid ")
+    assert found["settings"]["command"].startswith("regiongrid")
     assert {"load", "evaluate", "measure", "total"} <= set(found["seconds"])
     assert set(found["versions"]) == {"regiongrid", "torch", "numpy", "numba", "scikit-image", "python"}
     assert found["versions"]["torch"] == torch.__version__

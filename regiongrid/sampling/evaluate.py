@@ -18,8 +18,8 @@ from regiongrid.network.program import Breakpoint, Maximum, Segment, cast_consta
 Array = np.ndarray[Any, Any]
 Observer = Callable[[int, Array, Array], None]
 
-_BUFFER_BYTES = 1 << 19  # a layer's values of one chunk: two or three of these share a core's cache
-_CHUNK_ROWS = (128, 2048)
+_BUFFER_BYTES = 1 << 21  # a layer's values of one chunk: small enough for a cache, large enough that calls cost little
+_CHUNK_ROWS = (128, 4096)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ KAPPA_FLOOR = 8.0
 SAMPLE_POINTS = 2048
 # Above this share of points to decide again, float64 throughout is the cheaper way.
 SHARE_FOR_FLOAT64 = 0.2
-_SPAN_CHUNKS = 32
+_SPAN_CHUNKS = 16
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from benchmarks.cases import CASES
 from benchmarks.harness import Row, in_fresh_process, seconds
 from regiongrid.kernels.threads import cpu_count
 
+# VmHWM and not ru_maxrss, which a new process inherits from the one that started it.
 _MEMORY = """
-import json, resource, sys
+import json, re, sys
 import regiongrid as rg
 from benchmarks.cases import CASES
 case = CASES[sys.argv[1]]
@@ -23,7 +24,8 @@ if sys.argv[3] == "estimate":
     rg.estimate(case.module(), case.slice(), int(sys.argv[2])).summary()
 else:
     import torch, numba
-print(json.dumps({"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())
+print(json.dumps({"bytes": int(peak[1]) * 1024}))
 """
 
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numba import njit
 
 from benchmarks.cases import CASES, folded
 from benchmarks.harness import Row, alternate
-from regiongrid.kernels.threads import cpu_count, run_spans
+from regiongrid.kernels.threads import Workers, cpu_count
 from regiongrid.network.on_slice import SliceProgram
 from regiongrid.sampling.evaluate import PatternEvaluator
 from regiongrid.sampling.guard import GuardedEvaluator, one_torch_thread
 from regiongrid.sampling.image import sample_image
 
-_POINTS = 1 << 21
+_POINTS = 1 << 20
+
+
+@njit(nogil=True, fastmath={"reassoc", "nsz", "contract"}, error_model="numpy")
+def relu_without_guard(z, bias, keys, gain, offset, scale, arbiter, hashes, flags, norms):  # type: ignore[no-untyped-def]
+    """What the epilogue would be if float32 signs were good enough: bias, ReLU and hash."""
+    rows, units = z.shape
+    zero = z.dtype.type(0)
+    for i in range(rows):
+        for j in range(units):
+            value = z[i, j] + bias[j]
+            z[i, j] = value if value > zero else zero
+        pattern = np.uint64(0)
+        for j in range(units):
+            pattern ^= keys[j] if z[i, j] > zero else np.uint64(0)
+        hashes[i] ^= pattern
 
 
 def unguarded_and_guarded(program: SliceProgram) -> tuple[float, float]:
@@ -24,6 +41,7 @@ def unguarded_and_guarded(program: SliceProgram) -> tuple[float, float]:
     points = np.random.default_rng(1).uniform(-half_width, half_width, (_POINTS, 2))
     guarded = GuardedEvaluator(program, "float32")
     bare = PatternEvaluator(program, torch.float32, np.zeros(len(program.stages)))
+    bare._stages = tuple(replace(stage, kernel=relu_without_guard) for stage in bare._stages)
 
     def run_bare(start: int, stop: int) -> None:
         for first in range(start, stop, bare.chunk):
@@ -32,13 +50,13 @@ def unguarded_and_guarded(program: SliceProgram) -> tuple[float, float]:
     def run_guarded(start: int, stop: int) -> None:
         guarded(points[start:stop])
 
-    with one_torch_thread():
+    with one_torch_thread(), Workers(cpu_count()) as workers:
         one, other = alternate(
             [
-                lambda: run_spans(run_bare, _POINTS, guarded.span, cpu_count()),
-                lambda: run_spans(run_guarded, _POINTS, guarded.span, cpu_count()),
+                lambda: workers.run(run_bare, len(points), guarded.span),
+                lambda: workers.run(run_guarded, len(points), guarded.span),
             ],
-            5,
+            7,
         )
     return one, other
 
@@ -60,4 +78,4 @@ def benchmark() -> Iterator[Row]:
         for k, error in enumerate(dense.calibration.largest_error):
             yield Row(name, f"largest error seen, layer {k + 1}", error, "units of rounding")
         bare, guarded = unguarded_and_guarded(program)
-        yield Row(name, "cost of deciding again", 100 * (guarded / bare - 1), "%", "flags ignored", "")
+        yield Row(name, "cost of the guard", 100 * (guarded / bare - 1), "%", "no flags, nothing again", "<= 10")

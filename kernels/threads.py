@@ -24,21 +24,47 @@ def spans(total: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, total)
 
 
-def run_spans(function: Callable[[int, int], None], total: int, size: int, threads: int) -> None:
-    """Call ``function(start, stop)`` for every span of ``range(total)``, on ``threads`` workers.
+class Workers:
+    """Threads that stay for a number of runs, so that what a thread keeps (buffers, library state) stays warm.
 
-    The first exception of a worker is raised here; spans that have not started by then never run.
+    >>> with Workers(2) as workers:
+    ...     squares = [0] * 5
+    ...     workers.run(lambda start, stop: [squares.__setitem__(i, i * i) for i in range(start, stop)], 5, 2)
+    >>> squares
+    [0, 1, 4, 9, 16]
     """
-    work = list(spans(total, size))
-    if threads <= 1 or len(work) <= 1:
-        for start, stop in work:
-            function(start, stop)
-        return
-    with ThreadPoolExecutor(max_workers=min(threads, len(work))) as pool:
-        futures = [pool.submit(function, start, stop) for start, stop in work]
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(max_workers=threads) if threads > 1 else None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[[int, int], object], total: int, size: int) -> None:
+        """Call ``function(start, stop)`` for every span of ``range(total)`` of at most ``size``.
+
+        The first exception of a worker is raised here; spans that have not started by then never run.
+        """
+        work = list(spans(total, size))
+        if self._pool is None or len(work) <= 1:
+            for start, stop in work:
+                function(start, stop)
+            return
+        futures = [self._pool.submit(function, start, stop) for start, stop in work]
         try:
             for future in futures:
                 future.result()
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def run_spans(function: Callable[[int, int], object], total: int, size: int, threads: int) -> None:
+    """One `Workers.run` on ``threads`` threads of its own."""
+    with Workers(threads) as workers:
+        workers.run(function, total, size)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regiongrid.kernels.pattern_hash import decision_keys
+from regiongrid.kernels.pattern_hash import START, decision_keys
 from regiongrid.network.program import Maximum, Program
 from regiongrid.slices import Slice
 
@@ -49,7 +49,7 @@ class ConvNet(nn.Module):
 def plain_hashes(program: Program, x: np.ndarray) -> np.ndarray:
     """Pattern hashes from the program's own float64 evaluation, unit by unit."""
     preactivations, _ = program.run(torch.from_numpy(x))
-    hashes = np.zeros(len(x), np.uint64)
+    hashes = np.full(len(x), START)
     for stage, z in zip(program.stages, preactivations):
         bend = stage.breakpoint
         keys = decision_keys(stage.first_decision, bend.decisions)

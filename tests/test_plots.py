@@ -347,7 +347,7 @@ def test_degenerate_estimates_can_be_drawn(network: rg.Network, tmp_path: Path, 
     figure = plots.plot_estimate(DEGENERATE[case](network), tmp_path / "slice.png")
     assert isinstance(figure, Figure)
     with Image.open(tmp_path / "slice.png") as image:
-        assert image.size == (1440, 900)
+        assert image.size == (1296, 810)
 
 
 def test_a_million_regions_can_be_drawn(network: rg.Network, tmp_path: Path) -> None:

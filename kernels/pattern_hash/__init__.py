@@ -1,8 +1,8 @@
 """Breakpoints as epilogues: decide every unit, hash the decisions, apply the activation, flag what is too close.
 
-A point's *pattern hash* is the XOR of one random 64-bit key for every decision that is on (Zobrist hashing), so layers
-and blocks may be added in any order. Each decision compares a pre-activation z with a threshold t. Rounding can only
-matter where |z - t| is inside the *band*
+A point's *pattern hash* is the XOR of `START` and of one random 64-bit key for every decision that is on (Zobrist
+hashing), so layers and blocks may be added in any order. Each decision compares a pre-activation z with a threshold t.
+Rounding can only matter where |z - t| is inside the *band*
 
     band_j = gain_j * scale + offset_j,
 
@@ -23,6 +23,8 @@ from regiongrid.kernels.pattern_hash import reference
 Array = np.ndarray[Any, Any]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 BACKENDS = ("cpu", "reference")
+START = _GOLDEN
+"""Hash of the pattern with every decision off: not zero, so that zero may stand for a hash not known yet."""
 
 
 def decision_keys(first: int, count: int, seed: int = 0) -> Array:

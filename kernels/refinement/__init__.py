@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 # Marks in the hash image; a real hash equals one of them with probability 2^-63 a region, like any hash collision.
-UNKNOWN = np.uint64(0xFFFFFFFFFFFFFFFF)
-PENDING = np.uint64(0xFFFFFFFFFFFFFFFE)
+UNKNOWN = np.uint64(0)  # what fresh memory holds, so that an image need not be written before it is filled
+PENDING = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def kernels(backend: str = "cpu") -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-_UNKNOWN = np.uint64(0xFFFFFFFFFFFFFFFF)
-_PENDING = np.uint64(0xFFFFFFFFFFFFFFFE)
+_UNKNOWN = np.uint64(0)
+_PENDING = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @njit(cache=True, nogil=True)

@@ -30,8 +30,8 @@ def subdivide(image: Array, cells: Array, spacing: int, children: Array, points:
         columns = [min(j + step, width - 1) for step in (0, half, spacing)]
         for a in rows:
             for b in columns:
-                if image[a, b] == np.uint64(0xFFFFFFFFFFFFFFFF):
-                    image[a, b] = np.uint64(0xFFFFFFFFFFFFFFFE)
+                if image[a, b] == np.uint64(0):
+                    image[a, b] = np.uint64(0xFFFFFFFFFFFFFFFF)
                     asked.append(a * width + b)
     children[: len(found)] = np.array(found).reshape(-1, 2)
     points[: len(asked)] = asked

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regiongrid.kernels.pattern_hash import decision_keys, kernels
+from regiongrid.kernels.pattern_hash import START, decision_keys, kernels
 from regiongrid.network.on_slice import AffineInUV, FoldedSegment, SliceProgram
 from regiongrid.network.program import Breakpoint, Maximum, Segment, cast_constants
 
@@ -110,6 +110,7 @@ class PatternEvaluator:
         self._folded = folded
         self._sizes = folded.sizes
         self._last_use = folded.last_use
+        self._read_last = _read_last(folded)
         self._deferred = _deferred_constants(folded)
         self._stages = tuple(self._build_stage(k, seed) for k in range(len(folded.stages)))
         self._maps = tuple(self._build_maps(segment) for segment in folded.segments)
@@ -224,7 +225,7 @@ class PatternEvaluator:
         batch = _Batch(
             coordinates=torch.from_numpy(np.ascontiguousarray(uv, dtype=self.numpy_dtype)),
             uv_norms=np.hypot(uv[:, 0], uv[:, 1]).astype(self.numpy_dtype),
-            hashes=np.zeros(rows, np.uint64),
+            hashes=np.full(rows, START),
             flags=np.zeros(rows, np.bool_),
         )
         with torch.inference_mode():
@@ -314,7 +315,7 @@ class PatternEvaluator:
             values[name] = buffer.copy_(flat)  # a graph may return a view of its input, which kernels would overwrite
 
     def _drop(self, values: dict[str, Tensor], moment: int) -> None:
-        for name in [name for name in values if self._last_use.get(name, -1) <= moment]:
+        for name in self._read_last[moment]:
             tensor = values.pop(name)
             if not any(tensor is other for other in values.values()):
                 self._give_back(tensor)
@@ -329,6 +330,15 @@ class PatternEvaluator:
     def _give_back(self, tensor: Tensor) -> None:
         whole = self._local.lent.pop(tensor.data_ptr())
         self._local.__dict__[f"free {whole.shape[1]}"].append(whole)
+
+
+def _read_last(folded: SliceProgram) -> list[list[str]]:
+    """The values that nobody reads after a moment; stage k runs at moment 2 k, the segment behind it at 2 k + 1."""
+    moments: list[list[str]] = [[] for _ in range(2 * len(folded.stages))]
+    for k, (stage, segment) in enumerate(zip(folded.stages, folded.segments)):
+        for name, made in [(stage.value, 2 * k), *((output, 2 * k + 1) for output in segment.outputs)]:
+            moments[max(made, folded.last_use.get(name, made))].append(name)
+    return moments
 
 
 def _deferred_constants(folded: SliceProgram) -> set[str]:

@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 SAFETY = 2.0
 KAPPA_FLOOR = 8.0
-SAMPLE_POINTS = 2048
+SAMPLE_POINTS = 1024
 # Above this share of points to decide again, float64 throughout is the cheaper way.
 SHARE_FOR_FLOAT64 = 0.2
 _SPAN_CHUNKS = 16

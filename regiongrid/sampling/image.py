@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from regiongrid.kernels.refinement import UNKNOWN, kernels
-from regiongrid.kernels.threads import cpu_count, run_spans
+from regiongrid.kernels.refinement import kernels
+from regiongrid.kernels.threads import Workers, cpu_count
 from regiongrid.network.on_slice import SliceProgram
 from regiongrid.sampling.guard import Calibration, GuardedEvaluator, one_torch_thread
 from regiongrid.slices import Slice
@@ -69,8 +69,8 @@ def sample_image(
         raise ValueError(f"sampling is {sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
     threads = threads or cpu_count()
     evaluator = GuardedEvaluator(folded, dtype, backend=backend, seed=seed)
-    run = _Run(evaluator, folded.slice.pixel_centres(res), threads, progress or (lambda share: None))
-    with one_torch_thread():
+    with one_torch_thread(), Workers(threads) as workers:
+        run = _Run(evaluator, folded.slice.pixel_centres(res), workers, progress or (lambda share: None))
         hashes = run.adaptive(backend) if sampling == "adaptive" else run.dense()
     return PatternImage(
         folded.slice, hashes, sampling, evaluator.evaluated, evaluator.reevaluated, evaluator.calibration
@@ -78,11 +78,11 @@ def sample_image(
 
 
 class _Run:
-    def __init__(self, evaluator: GuardedEvaluator, centres: Array, threads: int, progress: Progress) -> None:
+    def __init__(self, evaluator: GuardedEvaluator, centres: Array, workers: Workers, progress: Progress) -> None:
         self.evaluator = evaluator
         self.centres = centres
         self.res = len(centres)
-        self.threads = threads
+        self.workers = workers
         self.progress = progress
 
     def dense(self) -> Array:
@@ -95,12 +95,12 @@ class _Run:
             done += stop - start
             self.progress(done / image.size)
 
-        run_spans(evaluate, image.size, self._span(image.size), self.threads)
+        self.workers.run(evaluate, image.size, self._span(image.size))
         return image.reshape(self.res, self.res)
 
     def adaptive(self, backend: str) -> Array:
         refine = kernels(backend)
-        image = np.full((self.res, self.res), UNKNOWN)
+        image = np.zeros((self.res, self.res), np.uint64)  # of UNKNOWN, but written only when it is known
         spacing = 1
         while spacing * _COARSEST_CELLS < self.res:
             spacing *= 2
@@ -116,7 +116,7 @@ class _Run:
             def fill(start: int, stop: int) -> None:
                 refine.fill(image, cells, spacing, mixed, start, stop)  # noqa: B023 - called before they change
 
-            run_spans(fill, len(cells), max(256, len(cells) // (8 * self.threads)), self.threads)
+            self.workers.run(fill, len(cells), self._share(len(cells)))
             cells = cells[mixed]
             unknown = len(cells) * max(spacing - 1, 0) ** 2
             self.progress(1 - unknown / image.size)
@@ -133,7 +133,7 @@ class _Run:
         def evaluate(start: int, stop: int) -> None:
             flat[points[start:stop]] = self._hash(points[start:stop])
 
-        run_spans(evaluate, len(points), self._span(len(points)), self.threads)
+        self.workers.run(evaluate, len(points), self._span(len(points)))
 
     def _hash(self, points: Array) -> Array:
         rows, columns = np.divmod(points, self.res)
@@ -141,4 +141,7 @@ class _Run:
 
     def _span(self, total: int) -> int:
         """Points a task: large enough to batch the close calls, small enough to keep all threads busy."""
-        return int(np.clip(-(-total // (4 * self.threads)), 1, self.evaluator.span))
+        return min(self._share(total), self.evaluator.span)
+
+    def _share(self, total: int) -> int:
+        return max(256, -(-total // (4 * self.workers.threads)))

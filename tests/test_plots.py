@@ -413,7 +413,7 @@ def test_estimate_plot_writes_a_small_png_with_exact_flat_colours(toy: Estimate,
     toy.plot(tmp_path / "slice.png")
     with Image.open(tmp_path / "slice.png") as image:
         assert image.mode == "P"
-        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert image.info["dpi"] == pytest.approx((180, 180), abs=0.1)
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert (tmp_path / "slice.png").stat().st_size < 150_000
     assert (pixels[0] == 255).all()

@@ -19,7 +19,7 @@ def fill(image, cells, spacing, mixed, start, stop):  # type: ignore[no-untyped-
         value = image[top, left]
         pure = value == image[top, right] and value == image[bottom, left] and value == image[bottom, right]
         mixed[c] = not pure
-        if pure and spacing > 1:
+        if pure:
             for i in range(top, bottom + 1):
                 for j in range(left, right + 1):
                     image[i, j] = value
@@ -39,12 +39,13 @@ def subdivide(image, cells, spacing, children, points):  # type: ignore[no-untyp
                 if i < height - 1 and j < width - 1:
                     children[found, 0], children[found, 1] = i, j
                     found += 1
-        for a in range(3):
-            i = min(cells[c, 0] + (spacing if a == 2 else a * half), height - 1)
-            for b in range(3):
-                j = min(cells[c, 1] + (spacing if b == 2 else b * half), width - 1)
-                if image[i, j] == _UNKNOWN:
-                    image[i, j] = _PENDING
-                    points[asked] = i * width + j
-                    asked += 1
+        top, left = cells[c, 0], cells[c, 1]
+        bottom, right = min(top + spacing, height - 1), min(left + spacing, width - 1)
+        middle, centre = min(top + half, height - 1), min(left + half, width - 1)
+        # Corners are known: what is left are the middles of the four sides and of the cell.
+        for i, j in ((top, centre), (middle, left), (middle, centre), (middle, right), (bottom, centre)):
+            if image[i, j] == _UNKNOWN:
+                image[i, j] = _PENDING
+                points[asked] = i * width + j
+                asked += 1
     return found, asked

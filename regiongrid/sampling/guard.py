@@ -26,6 +26,9 @@ Array = np.ndarray[Any, Any]
 
 SAFETY = 2.0
 KAPPA_FLOOR = 8.0
+# Units of float64 rounding within which the arbiter takes a pre-activation for zero: wide enough for sums that cancel
+# through several layers (measured: up to 33 units behind a max-pool), and 7e-15 of the size of what is added up.
+ARBITER_KAPPA = 64.0
 SAMPLE_POINTS = 1024
 # Above this share of points to decide again, float64 throughout is the cheaper way.
 SHARE_FOR_FLOAT64 = 0.2
@@ -76,7 +79,8 @@ class GuardedEvaluator:
         floor = np.full(len(folded.stages), KAPPA_FLOOR)
         options = {"backend": backend, "seed": seed}
         sample = _sample(folded.slice.half_width)
-        self.calibration = Calibration("float64", _plain(SAFETY * floor), (), 0)
+        zero = np.full_like(floor, ARBITER_KAPPA)
+        self.calibration = Calibration("float64", _plain(SAFETY * zero), (), 0)
         if dtype != "float64":
             errors = _largest_errors(folded, sample)
             if dtype == "float32" and not np.isfinite(errors).all():
@@ -87,12 +91,12 @@ class GuardedEvaluator:
             fast = PatternEvaluator(folded, torch.float32, kappa, **options)  # type: ignore[arg-type]
             if dtype == "float32" or _flagged_share(fast, sample) <= SHARE_FOR_FLOAT64:
                 self.calibration = Calibration("float32", _plain(kappa), _plain(errors), len(sample))
-        # The arbiter calls zero what is within the floor of zero; a float64 fast pass has to flag more than that.
-        self._arbiter = PatternEvaluator(folded, torch.float64, floor, arbiter=True, **options)  # type: ignore[arg-type]
+        # The arbiter calls zero what is this close to it; a float64 fast pass has to flag more than that.
+        self._arbiter = PatternEvaluator(folded, torch.float64, zero, arbiter=True, **options)  # type: ignore[arg-type]
         self._fast = (
             fast
             if self.calibration.dtype == "float32"
-            else PatternEvaluator(folded, torch.float64, SAFETY * floor, **options)  # type: ignore[arg-type]
+            else PatternEvaluator(folded, torch.float64, SAFETY * zero, **options)  # type: ignore[arg-type]
         )
         self.span = _SPAN_CHUNKS * self._fast.chunk
         self.evaluated = 0

@@ -108,9 +108,11 @@ class _Run:
         points = (ticks[:, None] * self.res + ticks).reshape(-1)
         corners = ticks[:-1]
         cells = np.stack(np.meshgrid(corners, corners, indexing="ij"), axis=-1).reshape(-1, 2)
-        unknown = image.size
         while True:
             self._evaluate(image, points)
+            if spacing == 1:  # all pixels are corners by now
+                self.progress(1.0)
+                return image
             mixed = np.empty(len(cells), np.bool_)
 
             def fill(start: int, stop: int) -> None:
@@ -118,9 +120,8 @@ class _Run:
 
             self.workers.run(fill, len(cells), self._share(len(cells)))
             cells = cells[mixed]
-            unknown = len(cells) * max(spacing - 1, 0) ** 2
-            self.progress(1 - unknown / image.size)
-            if spacing == 1 or not len(cells):
+            self.progress(1 - len(cells) * (spacing - 1) ** 2 / image.size)
+            if not len(cells):
                 return image
             children = np.empty((4 * len(cells), 2), np.int64)
             asked = np.empty(5 * len(cells), np.int64)

@@ -352,6 +352,9 @@ def test_slices_at_data_points(files: Path) -> None:
     expected = slices.slices_from_data(data.load_data(str(files / "data.npz")).x, seed=9)[0]
     assert drawn["slices"][0]["slice"]["description"] == expected.description
     assert drawn["notes"] == []
+    scaled = run_json(*chosen, "--anchors", "0,1,2", "--normalise", "0.5,0.25")["slices"][0]
+    plain = run_json(*chosen, "--anchors", "0,1,2")["slices"][0]
+    assert scaled["slice"]["half_width"] == pytest.approx(4 * plain["slice"]["half_width"])
 
 
 @pytest.mark.parametrize(
@@ -388,6 +391,15 @@ CONTRADICTIONS = {
     "anchors alone": (("--anchors", "1,2,3"), "--anchors needs data; add --data"),
     "kind alone": (("--kind", "nearest"), "--kind needs data; add --data"),
     "split alone": (("--split", "train"), "--split needs data; add --data"),
+    "normalise alone": (("--normalise", "0.1,0.3"), "--normalise needs data; add --data"),
+    "normalise by one number": (
+        ("--data", "digits", "--normalise", "0.1"),
+        "--normalise must be a mean and a positive std",
+    ),
+    "normalise by zero": (
+        ("--data", "digits", "--normalise", "0.1,0"),
+        "--normalise must be a mean and a positive std",
+    ),
     "anchors and slices": (("--data", "digits", "--anchors", "1,2,3", "--slices", "2"), "--slices asks for 2"),
     "one without width": (("--data", "digits", "--kind", "one"), "add --half-width"),
     "anchors not numbers": (("--data", "digits", "--anchors", "a,b,c"), "--anchors must be whole numbers"),

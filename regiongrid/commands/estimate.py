@@ -33,6 +33,7 @@ def estimate(
     data: options.DataOption = None,
     data_dir: options.DataDirOption = None,
     split: options.SplitOption = None,
+    normalise: options.NormaliseOption = None,
     anchors: options.AnchorsOption = None,
     slices: options.SlicesOption = None,
     slice_files: options.SliceOption = None,
@@ -60,7 +61,9 @@ def estimate(
     with running.exit_codes(debug):
         run = Run(
             NetworkChoice.from_flags(ckpt, model, model_arg, weights_key, trust_pickle, input_shape),
-            SliceChoice.from_flags(slice_files, data, data_dir, split, anchors, slices, kind, half_width, seed),
+            SliceChoice.from_flags(
+                slice_files, data, data_dir, split, normalise, anchors, slices, kind, half_width, seed
+            ),
             GridChoice(
                 res=res,
                 sampling=sampling.value,

@@ -133,6 +133,15 @@ SplitOption = Annotated[
     Split | None,
     typer.Option("--split", rich_help_panel=_SLICES, show_default="test", help="Part of the data."),
 ]
+NormaliseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--normalise",
+        metavar="MEAN,STD",
+        rich_help_panel=_SLICES,
+        help="Shift and scale the data as in training, such as 0.1307,0.3081. By default images are in [0, 1].",
+    ),
+]
 AnchorsOption = Annotated[
     str | None,
     typer.Option(
@@ -319,6 +328,7 @@ class SliceChoice:
     data: str | None
     data_dir: Path | None
     split: str | None
+    normalise: tuple[float, float] | None
     anchors: tuple[int, ...] | None
     slices: int | None
     kind: str | None
@@ -332,6 +342,7 @@ class SliceChoice:
         data: str | None,
         data_dir: Path | None,
         split: Split | None,
+        normalise: str | None,
         anchors: str | None,
         slices: int | None,
         kind: Kind | None,
@@ -343,6 +354,7 @@ class SliceChoice:
             data=data,
             data_dir=data_dir,
             split=None if split is None else split.value,
+            normalise=None if normalise is None else _mean_and_std(normalise),
             anchors=None if anchors is None else _whole_numbers(anchors, "--anchors", least=0),
             slices=slices,
             kind=None if kind is None else kind.value,
@@ -358,6 +370,7 @@ class SliceChoice:
             "--data": self.data,
             "--data-dir": self.data_dir,
             "--split": self.split,
+            "--normalise": self.normalise,
             "--anchors": self.anchors,
             "--slices": self.slices,
             "--kind": self.kind,
@@ -366,7 +379,9 @@ class SliceChoice:
         flags = [flag for flag, value in given.items() if value is not None]
         if self.slice_files and flags:
             raise InputError(f"--slice takes its plane and half-width from the file; leave out {', '.join(flags)}")
-        needing_data = [flag for flag in flags if flag in ("--data-dir", "--split", "--anchors", "--kind")]
+        needing_data = [
+            flag for flag in flags if flag in ("--data-dir", "--split", "--normalise", "--anchors", "--kind")
+        ]
         if self.data is None and needing_data:
             need = "needs" if len(needing_data) == 1 else "need"
             raise InputError(f"{' and '.join(needing_data)} {need} data; add --data NAME or --data FILE")
@@ -388,7 +403,10 @@ class SliceChoice:
         from regiongrid.data import load_data
 
         return load_data(
-            self.data, data_dir=self.data_dir, split=cast("Literal['train', 'test']", self.split or "test")
+            self.data,
+            data_dir=self.data_dir,
+            split=cast("Literal['train', 'test']", self.split or "test"),
+            normalise=self.normalise,
         )
 
     def make(self, source: list[Slice] | Dataset | None, input_shape: tuple[int, ...]) -> list[Slice]:
@@ -446,6 +464,16 @@ class SliceChoice:
 
     def settings(self) -> dict[str, Any]:
         return _plain(self)
+
+
+def _mean_and_std(text: str) -> tuple[float, float]:
+    try:
+        mean, std = (float(part) for part in text.split(","))
+    except ValueError:
+        mean = std = math.nan
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise InputError(f"--normalise must be a mean and a positive std, such as 0.1307,0.3081, got {text!r}")
+    return mean, std
 
 
 def _check_dimension(name: str, slice_: Slice, input_shape: tuple[int, ...]) -> None:

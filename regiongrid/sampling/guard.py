@@ -32,7 +32,7 @@ ARBITER_KAPPA = 64.0
 SAMPLE_POINTS = 1024
 # Above this share of points to decide again, float64 throughout is the cheaper way.
 SHARE_FOR_FLOAT64 = 0.2
-_SPAN_CHUNKS = 16
+_SPAN_CHUNKS = 64  # close calls of so many chunks are decided together
 
 
 @dataclass(frozen=True)

@@ -222,9 +222,12 @@ class PatternEvaluator:
         rows = len(uv)
         if rows > self.chunk:
             raise ValueError(f"{rows} points in one call, at most {self.chunk} fit")
+        coordinates = np.ascontiguousarray(uv, dtype=self.numpy_dtype)
+        with np.errstate(over="ignore"):
+            uv_norms = np.sqrt(np.square(coordinates[:, 0]) + np.square(coordinates[:, 1]))
         batch = _Batch(
-            coordinates=torch.from_numpy(np.ascontiguousarray(uv, dtype=self.numpy_dtype)),
-            uv_norms=np.hypot(uv[:, 0], uv[:, 1]).astype(self.numpy_dtype),
+            coordinates=torch.from_numpy(coordinates),
+            uv_norms=uv_norms,
             hashes=np.full(rows, START),
             flags=np.zeros(rows, np.bool_),
         )

@@ -32,7 +32,7 @@ ARBITER_KAPPA = 64.0
 SAMPLE_POINTS = 1024
 # Above this share of points to decide again, float64 throughout is the cheaper way.
 SHARE_FOR_FLOAT64 = 0.2
-_SPAN_CHUNKS = 64  # close calls of so many chunks are decided together
+_SPAN_POINTS = 1 << 15  # the close calls of so many points are decided together
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class GuardedEvaluator:
             if self.calibration.dtype == "float32"
             else PatternEvaluator(folded, torch.float64, SAFETY * zero, **options)  # type: ignore[arg-type]
         )
-        self.span = _SPAN_CHUNKS * self._fast.chunk
+        self.span = max(_SPAN_POINTS, self._fast.chunk)
         self.evaluated = 0
         self.reevaluated = 0
         self._count = threading.Lock()

@@ -86,17 +86,19 @@ class _Run:
         self.progress = progress
 
     def dense(self) -> Array:
-        image = np.empty(self.res * self.res, np.uint64)
+        image = np.empty((self.res, self.res), np.uint64)
         done = 0
 
         def evaluate(start: int, stop: int) -> None:
             nonlocal done
-            image[start:stop] = self._hash(np.arange(start, stop))
+            uv = np.empty((stop - start, self.res, 2))
+            uv[..., 0], uv[..., 1] = self.centres, self.centres[start:stop, None]
+            image[start:stop] = self.evaluator(uv.reshape(-1, 2)).reshape(-1, self.res)
             done += stop - start
-            self.progress(done / image.size)
+            self.progress(done / self.res)
 
-        self.workers.run(evaluate, image.size, self._span(image.size))
-        return image.reshape(self.res, self.res)
+        self.workers.run(evaluate, self.res, max(1, self._span(image.size) // self.res))
+        return image
 
     def adaptive(self, backend: str) -> Array:
         refine = kernels(backend)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
-_UNKNOWN = np.uint64(0)
-_PENDING = np.uint64(0xFFFFFFFFFFFFFFFF)
+from regiongrid.kernels.refinement import PENDING, UNKNOWN
 
 
 @njit(cache=True, nogil=True)
@@ -44,8 +42,8 @@ def subdivide(image, cells, spacing, children, points):  # type: ignore[no-untyp
         middle, centre = min(top + half, height - 1), min(left + half, width - 1)
         # Corners are known: what is left are the middles of the four sides and of the cell.
         for i, j in ((top, centre), (middle, left), (middle, centre), (middle, right), (bottom, centre)):
-            if image[i, j] == _UNKNOWN:
-                image[i, j] = _PENDING
+            if image[i, j] == UNKNOWN:
+                image[i, j] = PENDING
                 points[asked] = i * width + j
                 asked += 1
     return found, asked

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from regiongrid.kernels.refinement import PENDING, UNKNOWN
+
 Array = np.ndarray[Any, Any]
 
 
@@ -30,8 +32,8 @@ def subdivide(image: Array, cells: Array, spacing: int, children: Array, points:
         columns = [min(j + step, width - 1) for step in (0, half, spacing)]
         for a in rows:
             for b in columns:
-                if image[a, b] == np.uint64(0):
-                    image[a, b] = np.uint64(0xFFFFFFFFFFFFFFFF)
+                if image[a, b] == UNKNOWN:
+                    image[a, b] = PENDING
                     asked.append(a * width + b)
     children[: len(found)] = np.array(found).reshape(-1, 2)
     points[: len(asked)] = asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import accuracy, adaptive, dense, guard, pipeline, resources, table
+from benchmarks import accuracy, adaptive, dense, exact, guard, pipeline, resources, table
 from benchmarks.harness import Benchmark, machine, run
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "guard": guard.benchmark,
     "table": table.benchmark,
     "pipeline": pipeline.benchmark,
+    "exact": exact.benchmark,
     "memory": resources.memory,
     "load": resources.load,
     "startup": resources.startup,

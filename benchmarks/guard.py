@@ -13,8 +13,9 @@ from benchmarks.cases import CASES, folded
 from benchmarks.harness import Row, alternate
 from regiongrid.kernels.threads import Workers, cpu_count
 from regiongrid.network.on_slice import SliceProgram
+from regiongrid.resources import one_torch_thread
 from regiongrid.sampling.evaluate import PatternEvaluator
-from regiongrid.sampling.guard import GuardedEvaluator, one_torch_thread
+from regiongrid.sampling.guard import GuardedEvaluator
 from regiongrid.sampling.image import sample_image
 
 _POINTS = 1 << 20

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from regiongrid.comparison import Comparison, compare
     from regiongrid.data import load_data
     from regiongrid.errors import (
         InputError,
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from regiongrid.network import Network, load_network
     from regiongrid.regions import RegionTable
     from regiongrid.slices import Slice
+    from regiongrid.subdivision import Exact, exact
 
 # Where each public name lives; it is imported on first use, so that `import regiongrid` itself costs nothing.
 _HOME = {
+    "Comparison": "regiongrid.comparison",
     "Estimate": "regiongrid.estimation",
+    "Exact": "regiongrid.subdivision",
     "InputError": "regiongrid.errors",
     "MemoryLimitError": "regiongrid.errors",
     "Network": "regiongrid.network",
@@ -37,13 +41,17 @@ _HOME = {
     "Slice": "regiongrid.slices",
     "UnsafeCheckpointError": "regiongrid.errors",
     "UnsupportedOperatorError": "regiongrid.errors",
+    "compare": "regiongrid.comparison",
     "estimate": "regiongrid.estimation",
+    "exact": "regiongrid.subdivision",
     "load_data": "regiongrid.data",
     "load_network": "regiongrid.network",
 }
 
 __all__ = [
+    "Comparison",
     "Estimate",
+    "Exact",
     "InputError",
     "MemoryLimitError",
     "Network",
@@ -53,7 +61,9 @@ __all__ = [
     "UnsafeCheckpointError",
     "UnsupportedOperatorError",
     "__version__",
+    "compare",
     "estimate",
+    "exact",
     "load_data",
     "load_network",
 ]

@@ -17,6 +17,7 @@ from regiongrid.errors import InputError, MemoryLimitError
 from regiongrid.network import Network, load_network
 from regiongrid.network.on_slice import SliceProgram, restrict
 from regiongrid.regions import ImageTotals, RegionTable, boundary_by_layer, measure_regions, summarise
+from regiongrid.resources import available_memory
 from regiongrid.sampling.guard import GuardedEvaluator
 from regiongrid.sampling.image import SAMPLINGS, PatternImage, sample_image
 from regiongrid.slices import Slice
@@ -281,21 +282,6 @@ def check_memory(res: int, sampling: str, measure: str, max_memory: int | None) 
             f"res {res} needs about {_gigabytes(needed)} of memory, {_gigabytes(limit)} may be used; "
             f"res {fitting} would fit, or raise --max-memory (max_memory)"
         )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that can be had without swapping, None where the system does not tell."""
-    try:
-        with Path("/proc/meminfo").open() as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def _gigabytes(size: int) -> str:

@@ -15,8 +15,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.path import Path as DrawnPath
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
     from regiongrid.estimation import Estimate
+    from regiongrid.network import Network
+    from regiongrid.slices import Slice
+    from regiongrid.subdivision import Exact
+    from regiongrid.subdivision.level_sets import LevelSet
+    from regiongrid.subdivision.polygons import Polygons, Sides
 
 PALETTE = (
     "#f9e9bf", "#d1e2fa", "#f4ce85", "#a2bfe5", "#f0f9fa", "#c9a45c", "#7399c2", "#d6cac6", "#acb6a9", "#b1938d",
@@ -36,7 +43,11 @@ PALETTE = (
 """Fill colours of regions, blue to sand, so that any two can be told apart with protanopia and deuteranopia too."""
 INK = "#1c2733"
 """Colour of boundaries, text and anchors."""
+LEVEL = "#c4161c"
+"""Colour of a level set of the output, such as the decision boundary; it is edged in white."""
 BY_NUMBER, BY_AREA, MARKS, UNRESOLVED = "#8fb0d3", "#b8741a", "#1f4e79", "#cdd1d6"
+VECTOR_POLYGONS = 50_000
+"""More polygons than this are an image inside an SVG or PDF file, which as vectors would grow beyond 20 MB."""
 
 _SMALL, _NORMAL, _LARGE = 7.5, 8.5, 9.5  # points
 _MOST_PIXELS, _LEAST_PIXELS = 2000, 1000  # of a picture along a side
@@ -50,7 +61,8 @@ _LINEAR_BINS = 25
 _TITLE_CHARACTERS = 94
 _LISTED_LAYERS = 4
 _EXACT_COLOURS, _ADAPTED_COLOURS = 32, 32
-_LEFT = 0.62  # inches from the edge of the figure to the slice
+_LEFT, _SIDE = 0.62, 3.62  # inches from the edge of the figure to the slice, and its side
+_SIDES_PER_PATH = 256
 _DPI = {".png": 180, ".svg": 300, ".pdf": 300}  # of the picture inside the vector formats
 
 
@@ -77,18 +89,58 @@ def plot_estimate(estimate: Estimate, path: str | os.PathLike[str] | None = None
     """
     if path is not None:
         _suffix(path)
-    figure = Figure(figsize=(7.2, 4.5), facecolor="white")
-    FigureCanvasAgg(figure)
-    _draw_title(figure, estimate)
-    draw_regions(_axes(figure, _LEFT, 0.5, 3.62, 3.62), estimate)
-    regions = estimate.regions
-    options: dict[str, Any] = {"weights": regions.area, "unresolved": regions.pixels <= SUBPIXEL_PIXELS}
-    above, below = _axes(figure, 4.93, 2.4, 2.1, 1.28), _axes(figure, 4.93, 0.5, 2.1, 1.28)
+    figure = _page()
+    regions, facts = estimate.regions, f"{estimate.res} × {estimate.res} pixels"
+    _draw_title(figure, estimate.network, estimate.slice, len(regions), facts)
+    draw_regions(_axes(figure, _LEFT, 0.5, _SIDE, _SIDE), estimate)
     pixel_area = estimate.slice.pixel_size(estimate.res) ** 2
-    draw_distribution(above, regions.area, name="area (input units$^2$)", log=True, step=pixel_area, **options)
-    draw_distribution(below, regions.eccentricity, name="eccentricity", limits=(0.0, 1.0), legend=False, **options)
-    for ax in (above, below):
-        ax.yaxis.set_label_coords(-0.175, 0.5)
+    _draw_distributions(figure, regions, step=pixel_area, unresolved=regions.pixels <= SUBPIXEL_PIXELS)
+    if path is not None:
+        save_figure(figure, path)
+    return figure
+
+
+def plot_exact(
+    exact: Exact,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    level_set: LevelSet | None = None,
+    level_name: str = "decision boundary",
+) -> Figure:
+    """Figure of one slice as exact polygons, with the distributions of their area and eccentricity.
+
+    Laid out as by `plot_estimate`, and regions keep the colours that they have there as far as neighbours allow. In
+    SVG and PDF files up to `VECTOR_POLYGONS` polygons are vectors, sharp at any size; more are an image.
+
+    Parameters
+    ----------
+    exact
+        The exact regions of one slice.
+    path
+        Where to write the figure, as ``.png``, ``.svg`` or ``.pdf``; it is not written if not given.
+    level_set
+        A level set of the output to be drawn over the regions, such as ``exact.decision_boundary()``.
+    level_name
+        What the legend calls it.
+
+    Raises
+    ------
+    InputError
+        ``path`` has another suffix.
+    RegiongridError
+        The file cannot be written.
+    """
+    if path is not None:
+        _suffix(path)
+    figure = _page()
+    regions, plane = exact.regions, exact.slice
+    _draw_title(figure, exact.network, plane, len(regions), "exact polygons")
+    ax = _axes(figure, _LEFT, 0.5, _SIDE, _SIDE)
+    colours = region_colours(regions, exact.polygons.sides)
+    draw_polygons(ax, exact.polygons, plane.half_width, colours, anchors=plane.anchors)
+    if level_set is not None:
+        draw_level_set(ax, level_set, level_name)
+    _draw_distributions(figure, regions)
     if path is not None:
         save_figure(figure, path)
     return figure
@@ -101,21 +153,77 @@ def draw_regions(ax: Axes, estimate: Estimate) -> None:
     darkens a pixel of the picture by the length of boundary in it, so that crowded regions look dark. An anchor
     outside the slice is an arrow at the edge that points to it. More than 12 anchors get no names.
     """
-    half_width = estimate.slice.half_width
+    plane = estimate.slice
+    half_width = plane.half_width
     colours = np.array([mpl.colors.to_rgb(colour) for colour in PALETTE])
     colours = colours[region_colours(estimate.regions, estimate.totals.adjacency)]
     picture, side = _picture(estimate.image.hashes, estimate.regions.pattern, colours)
     far = -half_width + 2 * half_width * side
     ax.imshow(picture, origin="lower", extent=(-half_width, far, -half_width, far), interpolation="antialiased")
-    ax.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width), aspect="equal")
-    exponent = math.floor(math.log10(half_width))
-    scale, unit = (1.0, "") if -3 <= exponent <= 3 else (10.0**exponent, f"$10^{{{exponent}}}$ ")
-    for axis, name in ((ax.xaxis, "u"), (ax.yaxis, "v")):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}".replace("-", "\N{MINUS SIGN}")))
-        axis.set_label_text(f"{name} ({unit}input units)", fontsize=_NORMAL, color=INK)
-    _style(ax)
-    _draw_anchors(ax, estimate.slice.anchors, half_width)
+    _frame_slice(ax, half_width, plane.anchors)
+
+
+def draw_polygons(
+    ax: Axes,
+    polygons: Polygons,
+    half_width: float,
+    colours: ArrayLike,  # [R]
+    *,
+    anchors: ArrayLike | None = None,  # [k, 2]
+) -> None:
+    """Draw the polygons of a slice, each side between two of them once, and the anchors; axes as in `draw_regions`.
+
+    Boundaries get thinner where they would cover more than a third of the slice. Polygons of one colour are one path,
+    and sides are bundled, so that files stay small and are quick to show. More than `VECTOR_POLYGONS` polygons become
+    an image when the figure is written to a vector format.
+
+    Parameters
+    ----------
+    polygons
+        The partition of the slice.
+    half_width
+        Half the side of the slice, input units.
+    colours
+        Index into `PALETTE` for every polygon, as from `region_colours`.
+    anchors
+        Coordinates (u, v) of the data points that the slice was built from.
+    """
+    chosen = np.asarray(colours)
+    used = np.unique(chosen)
+    inner = np.flatnonzero((polygons.sides.left >= 0) & (polygons.sides.right >= 0))
+    length = float(polygons.side_lengths[inner].sum()) / (2 * half_width)
+    points = 72 * min(ax.bbox.size) / ax.figure.dpi
+    style: dict[str, Any] = {
+        "linewidths": _line_width(length) * points, "rasterized": len(polygons) > VECTOR_POLYGONS, "zorder": 1,
+    }  # fmt: skip
+    fills = [mpl.colors.to_rgb(PALETTE[colour]) for colour in used]
+    # Outlines in a polygon's own colour, so that nothing shines through between two, however a viewer draws edges.
+    faces = [_outlines(polygons, np.flatnonzero(chosen == colour)) for colour in used]
+    ax.add_collection(PathCollection(faces, facecolors=fills, edgecolors=fills, **style), autolim=False)
+    # In one path, coverage adds up to black where sides crowd; bundles of sides far apart let something shine through.
+    step = -(-inner.size // _SIDES_PER_PATH)
+    lines = [_segments(polygons, inner[start::step]) for start in range(step)]
+    ax.add_collection(
+        PathCollection(lines, facecolors="none", edgecolors=INK, capstyle="round", **style), autolim=False
+    )
+    _frame_slice(ax, half_width, np.reshape(np.empty(0) if anchors is None else np.asarray(anchors), (-1, 2)))
+
+
+def draw_level_set(ax: Axes, level_set: LevelSet, name: str) -> None:
+    """Draw a level set of the output over the regions, with its name below the slice on the right.
+
+    The line is thicker than boundaries are, in a red edged in white that can be told from every colour of `PALETTE`
+    and from `INK` with protanopia and deuteranopia too.
+    """
+    segments = list(level_set.segments)
+    style: dict[str, Any] = {"capstyle": "round", "zorder": 3, "rasterized": len(segments) > VECTOR_POLYGONS}
+    ax.add_collection(LineCollection(segments, colors="white", linewidths=2.6, **style), autolim=False)
+    line = LineCollection(segments, colors=LEVEL, linewidths=1.4, label=name, **style)
+    ax.add_collection(line, autolim=False)
+    ax.legend(
+        handles=[line], loc="upper right", bbox_to_anchor=(1.0, -0.08), frameon=False, fontsize=_SMALL,
+        labelcolor=INK, handlelength=1.5, handletextpad=0.5, borderaxespad=0.0, borderpad=0.0,
+    )  # fmt: skip
 
 
 def draw_distribution(
@@ -199,8 +307,10 @@ def _frame_distribution(ax: Axes, edges: NDArray[np.float64], name: str, log: bo
     _style(ax)
 
 
-def region_colours(regions: RegionTable, adjacency: Adjacency) -> NDArray[np.intp]:
+def region_colours(regions: RegionTable, neighbours: Adjacency | Sides) -> NDArray[np.intp]:
     """Index into `PALETTE` for every region, such that neighbours differ where possible; [n].
+
+    Neighbours are pairs of regions with an edge of pixels between them, or polygons with a common side.
 
     A region takes the colour that its pattern hash asks for, or the next one that no larger neighbour has (of equal
     areas, the smaller hash goes first). So in other pictures of the network most regions keep their colour. A region
@@ -210,8 +320,7 @@ def region_colours(regions: RegionTable, adjacency: Adjacency) -> NDArray[np.int
     order = np.lexsort((regions.pattern, -regions.area))
     rank = np.empty(n, np.intp)
     rank[order] = np.arange(n)
-    meet = adjacency.edges > 0
-    first, second = adjacency.first[meet], adjacency.second[meet]
+    first, second = _neighbours(neighbours)
     ahead = rank[first] < rank[second]
     larger, smaller = np.where(ahead, first, second), np.where(ahead, second, first)
     by_larger = np.argsort(larger, kind="stable")
@@ -231,6 +340,15 @@ def region_colours(regions: RegionTable, adjacency: Adjacency) -> NDArray[np.int
         np.subtract.at(waiting, told, 1)
         ready = np.unique(told[waiting[told] == 0])
     return colours
+
+
+def _neighbours(pairs: Adjacency | Sides) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Rows of the regions on either side of a common edge; a pair can come more than once."""
+    if isinstance(pairs, Adjacency):
+        meet = pairs.edges > 0
+        return pairs.first[meet], pairs.second[meet]
+    inner = (pairs.left >= 0) & (pairs.right >= 0)
+    return pairs.left[inner], pairs.right[inner]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -272,11 +390,15 @@ def _save_png(figure: Figure, path: Path) -> None:
 
 
 def _with_palette(pixels: NDArray[np.uint8]) -> PillowImage:
-    """At most 64 colours, which takes a third of the space: the most frequent ones as they are, the others adapted."""
+    """At most 64 colours, which takes a third of the space: the most frequent ones as they are, the others adapted.
+
+    The colours of lines count as frequent: a short line would else have another colour than its name in the legend.
+    """
     from PIL import Image
     from scipy.spatial import KDTree
 
     codes, place, counts = np.unique(pixels @ np.array([65536, 256, 1]), return_inverse=True, return_counts=True)
+    counts[np.isin(codes, [int(line[1:], 16) for line in (LEVEL, MARKS, BY_AREA)])] = pixels.size
     colours = codes[:, None] >> [16, 8, 0] & 255
     frequent = colours[np.argsort(-counts, kind="stable")[:_EXACT_COLOURS]]
     adapted = Image.fromarray(pixels).quantize(_ADAPTED_COLOURS, method=Image.Quantize.MEDIANCUT).getpalette() or []
@@ -286,6 +408,32 @@ def _with_palette(pixels: NDArray[np.uint8]) -> PillowImage:
     image = Image.fromarray(nearest[place].reshape(pixels.shape[:2]))
     image.putpalette(palette.astype(np.uint8).tobytes())
     return image
+
+
+def _page() -> Figure:
+    """A figure of the full width of a page, ready to be measured and written."""
+    figure = Figure(figsize=(7.2, 4.5), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_distributions(
+    figure: Figure, regions: RegionTable, step: float | None = None, unresolved: NDArray[np.bool_] | None = None
+) -> None:
+    if unresolved is None:
+        unresolved = np.zeros(len(regions), np.bool_)
+    above, below = _axes(figure, 4.93, 2.4, 2.1, 1.28), _axes(figure, 4.93, 0.5, 2.1, 1.28)
+    shown = regions.area > 0  # rounding leaves no area of the smallest polygons, which has no place on the axis
+    draw_distribution(
+        above, regions.area[shown], name="area (input units$^2$)", log=True, step=step, weights=regions.area[shown],
+        unresolved=unresolved[shown],
+    )  # fmt: skip
+    draw_distribution(
+        below, regions.eccentricity, name="eccentricity", limits=(0.0, 1.0), legend=False, weights=regions.area,
+        unresolved=unresolved,
+    )  # fmt: skip
+    for ax in (above, below):
+        ax.yaxis.set_label_coords(-0.175, 0.5)
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
@@ -301,15 +449,14 @@ def _style(ax: Axes) -> None:
         spine.set(linewidth=0.6, color=INK)
 
 
-def _draw_title(figure: Figure, estimate: Estimate) -> None:
-    units = [stage.breakpoint.units for stage in estimate.network.program.stages]
+def _draw_title(figure: Figure, network: Network, plane: Slice, count: int, method: str) -> None:
+    units = [stage.breakpoint.units for stage in network.program.stages]
     layers = "-".join(map(str, units)) if len(units) <= _LISTED_LAYERS else f"{len(units)} layers, {sum(units):,}"
-    count = len(estimate.regions)
     heading = f"{count:,} region{'s' if count != 1 else ''}"
-    half_width = f"{estimate.slice.half_width:.4g}"
-    half_width = _number(estimate.slice.half_width) if "e" in half_width else half_width
-    facts = f"{layers} units · half width {half_width} · {estimate.res} × {estimate.res} pixels"
-    source = _shortened(_printable(estimate.network.source), _TITLE_CHARACTERS - len(facts) - len(heading))
+    half_width = f"{plane.half_width:.4g}"
+    half_width = _number(plane.half_width) if "e" in half_width else half_width
+    facts = f"{layers} units · half width {half_width} · {method}"
+    source = _shortened(_printable(network.source), _TITLE_CHARACTERS - len(facts) - len(heading))
     source = source.replace("$", r"\$")  # a formula otherwise
     x, y = figure.get_size_inches()
     text = figure.text(_LEFT / x, 1 - 0.24 / y, heading, fontsize=_LARGE, weight="bold", color=INK)
@@ -342,6 +489,19 @@ def _number(value: float) -> str:
     return rf"${digits}\times10^{{{int(exponent)}}}$"
 
 
+def _frame_slice(ax: Axes, half_width: float, anchors: NDArray[np.float64]) -> None:
+    """Axes u and v in input units around the slice, and its anchors."""
+    ax.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width), aspect="equal")
+    exponent = math.floor(math.log10(half_width))
+    scale, unit = (1.0, "") if -3 <= exponent <= 3 else (10.0**exponent, f"$10^{{{exponent}}}$ ")
+    for axis, name in ((ax.xaxis, "u"), (ax.yaxis, "v")):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}".replace("-", "\N{MINUS SIGN}")))
+        axis.set_label_text(f"{name} ({unit}input units)", fontsize=_NORMAL, color=INK)
+    _style(ax)
+    _draw_anchors(ax, anchors, half_width)
+
+
 def _draw_anchors(ax: Axes, anchors: NDArray[np.float64], half_width: float) -> None:
     """Dots at the anchors, arrows at the edge to those outside; names x_0, x_1, ... as in `Slice.through`."""
     halo = [withStroke(linewidth=2.2, foreground="white")]
@@ -369,6 +529,32 @@ def _label_offset(direction: NDArray[np.float64], place: NDArray[np.float64]) ->
     unit = direction / size if size > 0 else np.array([math.sqrt(0.5), math.sqrt(0.5)])
     unit = np.where((np.abs(place) > 0.9) & (unit * place > 0), -unit, unit)
     return float(9 * unit[0]), float(9 * unit[1])
+
+
+def _outlines(polygons: Polygons, rows: NDArray[np.intp]) -> DrawnPath:
+    """The outlines of some polygons as one path."""
+    starts, sizes = polygons.starts[rows], np.diff(polygons.starts)[rows] + 1  # the first corner also closes
+    ends = np.cumsum(sizes)
+    place = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+    closing = place == np.repeat(sizes - 1, sizes)
+    corners = polygons.corners[np.repeat(starts, sizes) + np.where(closing, 0, place)]
+    codes = np.full(place.size, DrawnPath.LINETO, DrawnPath.code_type)
+    codes[place == 0] = DrawnPath.MOVETO
+    codes[closing] = DrawnPath.CLOSEPOLY
+    return _unsimplified(polygons.points[corners], codes)
+
+
+def _segments(polygons: Polygons, rows: NDArray[np.intp]) -> DrawnPath:
+    """Some sides as one path."""
+    ends = np.stack([polygons.sides.first[rows], polygons.sides.second[rows]], axis=1)
+    codes = np.tile(np.array([DrawnPath.MOVETO, DrawnPath.LINETO], DrawnPath.code_type), rows.size)
+    return _unsimplified(polygons.points[ends].reshape(-1, 2), codes)
+
+
+def _unsimplified(points: NDArray[np.float64], codes: NDArray[np.uint8]) -> DrawnPath:
+    path = DrawnPath(points, codes)
+    path.should_simplify = False  # would leave out what is small in the figure, where a reader may zoom in
+    return path
 
 
 def _picture(
@@ -422,11 +608,14 @@ def _crossings(hashes: NDArray[np.uint64], block: int) -> NDArray[np.float64]:
 
 def _ink(crossings: NDArray[np.float64]) -> NDArray[np.float64]:
     """Share of each pixel that lines cover, if they cross it at random: 1 - exp(-width x length)."""
-    width = _LINE_WIDTH * len(crossings)
-    mean = float(crossings.mean()) * width
-    if mean > _MEAN_INK:
-        width *= _MEAN_INK / mean
+    side = len(crossings)
+    width = side * _line_width(float(crossings.mean()) * side)
     return 1 - np.exp(-width * crossings)
+
+
+def _line_width(length: float) -> float:
+    """Width of boundaries as a share of the side of the picture, for their length in all, in sides of the picture."""
+    return min(_LINE_WIDTH, _MEAN_INK / length) if length > 0 else _LINE_WIDTH
 
 
 def _next_free(wanted: NDArray[np.intp], taken: NDArray[np.int64]) -> NDArray[np.intp]:

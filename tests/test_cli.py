@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -24,11 +25,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 import regiongrid as rg
-from regiongrid import commands, data, estimation, slices
+from regiongrid import commands, data, estimation, plots, slices
 from regiongrid.commands import options, running
 from regiongrid.commands.app import app
 from regiongrid.commands.output import strict_json
 from regiongrid.sampling import image
+from regiongrid.subdivision import exact, export
+from regiongrid.subdivision.export import load_polygons
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numba", "matplotlib", "numpy", "scipy", "skimage", "sklearn", "pyarrow")
@@ -56,6 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     two, four = mlp([2, 8, 8, 2]), mlp([4, 8, 8, 2])
     torch.save(two.state_dict(), folder / "two.pt")
     torch.save(four.state_dict(), folder / "four.pt")
+    torch.save(mlp([2, 8, 1]).state_dict(), folder / "one.pt")
     torch.save({**four.state_dict(), "0.bias": torch.full((8,), torch.nan)}, folder / "nan.pt")
     torch.save({"state_dict": four.state_dict(), "extra": Evil(folder / "ran")}, folder / "evil.pt")
     (folder / "cut.pt").write_bytes((folder / "four.pt").read_bytes()[:1500])
@@ -64,6 +68,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "print('the model file is noisy')\n"
         "def gelu():\n"
         "    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+        "def softmax():\n"
+        "    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2), nn.Softmax(dim=1)]\n"
+        "    return nn.Sequential(*layers)\n"
         "def wide(width=8, slope=None):\n"
         "    bend = nn.ReLU() if slope is None else nn.LeakyReLU(slope)\n"
         "    return nn.Sequential(nn.Linear(4, width), bend, nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 2))\n"
@@ -82,8 +89,8 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "80", "REGIONGRID_DEBUG": None})
 
 
-def run_json(*arguments: object) -> dict[str, Any]:
-    result = invoke("estimate", *arguments, "--json")
+def run_json(*arguments: object, command: str = "estimate") -> dict[str, Any]:
+    result = invoke(command, *arguments, "--json")
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     return strictly_parsed(result.stdout)
@@ -106,7 +113,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from regiongrid.commands import main\n"
-        "for arguments in (['--version'], ['--help'], ['estimate', '--help'], ['env', '--help']):\n"
+        "for arguments in (['--version'], ['--help'], *([name, '--help'] for name in ('estimate', 'exact', 'env'))):\n"
         "    sys.argv = ['regiongrid', *arguments]\n"
         "    try:\n"
         "        main()\n"
@@ -292,11 +299,17 @@ def test_out_without_pyarrow_is_csv_and_says_so(files: Path, tmp_path: Path, mon
     assert "Parquet needs pyarrow" in " ".join(result.stdout.split())
 
 
+ENGINES = {"estimate": ("regiongrid.estimation", ("--res", "16")), "exact": ("regiongrid.subdivision", ())}
+"""Where the function of each command is, and what makes the command quick."""
+
+
+@pytest.mark.parametrize("command", ENGINES)
 @pytest.mark.parametrize("failure", [RuntimeError("boom"), KeyboardInterrupt()], ids=repr)
 def test_failure_in_a_later_slice_keeps_the_earlier_ones(
-    failure: BaseException, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: BaseException, command: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = estimation.estimate, []
+    home, quick = importlib.import_module(ENGINES[command][0]), ENGINES[command][1]
+    real, calls = getattr(home, command), []
 
     def fails_at_the_second(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
@@ -304,8 +317,8 @@ def test_failure_in_a_later_slice_keeps_the_earlier_ones(
             raise failure
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(estimation, "estimate", fails_at_the_second)
-    result = invoke("estimate", "--ckpt", files / "four.pt", "--res", "16", "--slices", "3", "--out", tmp_path)
+    monkeypatch.setattr(home, command, fails_at_the_second)
+    result = invoke(command, "--ckpt", files / "four.pt", *quick, "--slices", "3", "--out", tmp_path)
     interrupted = isinstance(failure, KeyboardInterrupt)
     assert result.exit_code == (130 if interrupted else 1)
     assert result.stderr.count("\n") == 1
@@ -315,8 +328,12 @@ def test_failure_in_a_later_slice_keeps_the_earlier_ones(
     assert field(result.stdout, "Incomplete").startswith("only 1 slice finished")
 
 
-def test_one_image_at_a_time_in_memory(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = estimation.estimate
+@pytest.mark.parametrize("command", ENGINES)
+def test_one_result_at_a_time_in_memory(
+    command: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, quick = importlib.import_module(ENGINES[command][0]), ENGINES[command][1]
+    real = getattr(home, command)
     made: list[weakref.ref[Any]] = []
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -325,8 +342,8 @@ def test_one_image_at_a_time_in_memory(files: Path, tmp_path: Path, monkeypatch:
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(estimation, "estimate", watched)
-    result = invoke("estimate", "--ckpt", files / "four.pt", "--res", "16", "--slices", "2", "--out", tmp_path)
+    monkeypatch.setattr(home, command, watched)
+    result = invoke(command, "--ckpt", files / "four.pt", *quick, "--slices", "2", "--out", tmp_path)
     assert result.exit_code == 0, result.stderr
     assert len(made) == 2
 
@@ -411,18 +428,31 @@ CONTRADICTIONS = {
     "model argument": (("--model-arg", "width"), "--model-arg must be KEY=VALUE"),
     "model argument twice": (("--model-arg", "w=1", "--model-arg", "w=2"), "given twice"),
     "memory size": (("--max-memory", "8 lots"), "--max-memory must be a size"),
-    "triton": (("--backend", "triton"), "this version has CPU kernels only"),
-    "cuda": (("--device", "cuda"), "this version has CPU kernels only"),
-    "unknown choice": (("--sampling", "sparse"), "'sparse' is not one of"),
+    "figure without folder": (("--figure", "svg"), "--figure needs a folder to write to; add --out DIR"),
     "no slice": (("--slices", "0"), "--slices"),
     "unknown flag": (("--resolution", "3"), "--resolution"),
 }
+CONTRADICTIONS_ON_A_GRID = {
+    "triton": (("--backend", "triton"), "this version has CPU kernels only"),
+    "cuda": (("--device", "cuda"), "this version has CPU kernels only"),
+    "unknown choice": (("--sampling", "sparse"), "'sparse' is not one of"),
+}
+CONTRADICTIONS_OF_POLYGONS = {
+    "flag of the grid": (("--res", "64"), "No such option: --res"),
+    "polygons without folder": (("--polygons", "npz"), "--polygons needs a folder to write to; add --out DIR"),
+    "files without folder": (("--figure", "pdf", "--polygons", "json"), "--figure and --polygons need a folder"),
+    "unknown format": (("--polygons", "shp"), "'shp' is not one of"),
+}
+CASES = {
+    "estimate": CONTRADICTIONS | CONTRADICTIONS_ON_A_GRID,
+    "exact": CONTRADICTIONS | CONTRADICTIONS_OF_POLYGONS,
+}
 
 
-@pytest.mark.parametrize("name", CONTRADICTIONS)
-def test_wrong_flags_are_one_message_and_exit_code_2(name: str) -> None:
-    flags, message = CONTRADICTIONS[name]
-    result = invoke("estimate", "--ckpt", "not looked at", *flags)
+@pytest.mark.parametrize(("command", "name"), [(command, name) for command in CASES for name in CASES[command]])
+def test_wrong_flags_are_one_message_and_exit_code_2(command: str, name: str) -> None:
+    flags, message = CASES[command][name]
+    result = invoke(command, "--ckpt", "not looked at", *flags)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.stderr
@@ -457,21 +487,39 @@ BAD_INPUTS = {
     "missing slice": (("--ckpt", "four.pt", "--slice", "nope.npz"), 2, "slice file nope.npz does not exist"),
     "slice of other space": (("--ckpt", "four.pt", "--slice", "slice3.npz"), 2, "slice3.npz lies in a space of dim"),
     "several squares": (("--ckpt", "two.pt", "--slices", "2"), 2, "a 2-D input has one slice, its square"),
-    "res 0": (("--ckpt", "four.pt", "--res", "0"), 2, "--res must be a number of pixels from 1 to "),
-    "res too large": (("--ckpt", "four.pt", "--res", str(estimation.MAX_RES + 1)), 2, f"got {estimation.MAX_RES + 1}"),
-    "memory": (("--ckpt", "four.pt", "--res", "9999", "--max-memory", "500M"), 2, "0.5 GB may be used"),
     "out below a file": (("--ckpt", "four.pt", "--out", "models.py/below"), 1, "cannot write to the folder models.py"),
     "out is a file": (("--ckpt", "four.pt", "--out", "models.py"), 1, "cannot write to the folder models.py"),
 }
+BAD_GRIDS = {
+    "res 0": (("--ckpt", "four.pt", "--res", "0"), 2, "--res must be a number of pixels from 1 to "),
+    "res too large": (("--ckpt", "four.pt", "--res", str(estimation.MAX_RES + 1)), 2, f"got {estimation.MAX_RES + 1}"),
+    "memory": (("--ckpt", "four.pt", "--res", "9999", "--max-memory", "500M"), 2, "0.5 GB may be used"),
+}
+SOFTMAX = ("--ckpt", "four.pt", "--model", "models.py:softmax")
+BAD_FOR_POLYGONS = {
+    "boundary of one output": (
+        ("--ckpt", "one.pt", "--decision-boundary"),
+        2,
+        "needs at least two outputs, the network has one",
+    ),
+    "boundary behind softmax": ((*SOFTMAX, "--decision-boundary"), 2, "--decision-boundary cannot be had: the output"),
+    "both behind softmax": (
+        (*SOFTMAX, "--decision-boundary", "--linear"),
+        2,
+        "--linear and --decision-boundary cannot",
+    ),
+    "memory": (("--ckpt", "two.pt", "--max-memory", "1K"), 2, "memory"),
+}
+BAD_CASES = {"estimate": BAD_INPUTS | BAD_GRIDS, "exact": BAD_INPUTS | BAD_FOR_POLYGONS}
 
 
-@pytest.mark.parametrize("name", BAD_INPUTS)
+@pytest.mark.parametrize(("command", "name"), [(command, name) for command in BAD_CASES for name in BAD_CASES[command]])
 def test_bad_input_is_one_clear_message(
-    name: str, files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    command: str, name: str, files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(files)
-    flags, code, message = BAD_INPUTS[name]
-    result = invoke("estimate", "--res", "16", *flags)
+    flags, code, message = BAD_CASES[command][name]
+    result = invoke(command, *ENGINES[command][1], *flags)
     assert (result.exit_code, result.stdout) == (code, "")
     lines = result.stderr.replace("the model file is noisy\n", "").splitlines()
     assert len(lines) == 1, lines
@@ -544,11 +592,21 @@ def test_exit_codes(failure: Exception, code: int, message: str, files: Path, mo
     assert result.stderr.count("\n") == 1
 
 
+def test_advice_where_memory_runs_out_is_that_of_the_engine(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(rg.network, "load_network", fails)
+    assert "use a smaller --half-width or fewer --threads" in invoke("exact", "--ckpt", files / "two.pt").stderr
+
+
 def test_choices_are_those_of_the_library() -> None:
     assert tuple(options.Sampling) == image.SAMPLINGS
     assert tuple(options.Dtype) == estimation.DTYPES
     assert tuple(options.Measure) == estimation.MEASURES
     assert set(options.Backend) - {"triton"} == set(estimation.BACKENDS)
+    assert {f".{picture}" for picture in options.Picture} == set(plots._DPI)
+    assert tuple(options.PolygonFormat) == export.FORMATS
     assert set(options.Kind) == set(slices._ANCHORS_OF_KIND)
     assert set(options.Split) == set(data._SPLIT_PREFIX)
 
@@ -590,6 +648,102 @@ def test_text_of_an_estimate(files: Path) -> None:
     assert field(text, "Slice") == "at [bold]home[/bold]"
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_figure_chooses_the_format_of_the_picture(files: Path, tmp_path: Path) -> None:
+    for command, (_, quick) in ENGINES.items():
+        out = tmp_path / command
+        found = run_json("--ckpt", files / "two.pt", *quick, "--out", out, "--figure", "svg", command=command)
+        assert found["slices"][0]["files"]["picture"] == "slice.svg"
+        assert (out / "slice.svg").read_bytes().startswith(b"<?xml")
+        assert not (out / "slice.png").exists()
+
+
+def test_exact_report_reads_as_the_library_counts(files: Path) -> None:
+    flags = ("--half-width", "2", "--linear", "--decision-boundary")
+    result = invoke("exact", "--ckpt", files / "two.pt", *flags)
+    assert (result.exit_code, result.stderr) == (0, "")
+    expected = exact(files / "two.pt", rg.Slice.square(2.0))
+    summary, text = expected.summary(), result.stdout
+    regions = len(expected.regions)
+    assert field(text, "Regions") == str(regions)
+    mesh = expected.polygons
+    assert field(text, "Exact") == f"{regions} polygons, {len(mesh.sides)} sides, {len(mesh.points)} points"
+    assert re.search(r"^ +0 of [\d,]+ signs too close to call, decided exactly$", text, re.MULTILINE)
+    assert "Grid" not in text
+    assert field(text, "Linear") == f"{expected.linear_regions().count} linear regions of the function itself"
+    assert field(text, "Boundary").startswith(f"length {expected.boundary_length:.4g} input units, ")
+    assert field(text, "Decision") == f"boundary of length {expected.decision_boundary().length:.4g} input units"
+    for label, name in {"Area [input units^2]": "area", "Elongation": "elongation", "Sides": "sides"}.items():
+        numbers = [float(number.replace(",", "")) for number in field(text, label).split()]
+        statistics = [summary[name][statistic] for statistic in ("mean", "median", "std", "p5", "p95")]
+        assert numbers == pytest.approx(statistics, rel=1e-3)
+    last = expected.layers[1]
+    assert re.search(
+        rf"^1 to 2 .* 8 +{regions} +{last['boundary_length']:.4g} +{last['own_length']:.4g}$", text, re.MULTILINE
+    )
+    assert re.search(r"Time .* linear \d.* decision \d", " ".join(text.split()))
+    assert max(map(len, text.splitlines())) <= 80
+    assert str(expected).splitlines()[0] == "Network       two.pt"
+
+
+def test_exact_json_holds_what_the_library_finds(files: Path) -> None:
+    chosen = ("--ckpt", files / "four.pt", "--slice", files / "slice4.npz")
+    found = run_json(*chosen, "--linear", "--decision-boundary", "--threads", "1", command="exact")
+    expected = exact(files / "four.pt", rg.Slice.random(4, seed=5))
+    (one,) = found["slices"]
+    assert one.pop("linear_regions") == expected.linear_regions().count
+    assert one.pop("decision_boundary")["length"] == expected.decision_boundary().length
+    changing = ("seconds", "effort")
+    summary = {name: value for name, value in expected.summary().items() if name not in changing}
+    assert {name: value for name, value in one.items() if name not in changing} == json.loads(strict_json(summary))
+    assert (found["schema"], found["engine"], found["complete"]) == ("regiongrid.summary/1", "exact", True)
+    assert (found["settings"]["linear"], found["settings"]["threads"]) == (True, 1)
+    assert {"load", "subdivide", "measure", "linear", "decision", "total"} <= set(found["seconds"])
+    plain = run_json(*chosen, command="exact")["slices"][0]
+    assert not {"linear_regions", "decision_boundary"} & set(plain)
+
+
+def test_exact_out_holds_polygons_that_join_the_table(files: Path, tmp_path: Path) -> None:
+    flags = ("--polygons", "npz", "--polygons", "json", "--polygons", "npz", "--decision-boundary")
+    found = run_json("--ckpt", files / "two.pt", *flags, "--out", tmp_path, command="exact")
+    names = {"summary.json", "regions.parquet", "slice.png", "slice.npz", "polygons.npz", "polygons.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert set(found["slices"][0]["files"].values()) == names - {"summary.json"}
+    assert strictly_parsed((tmp_path / "summary.json").read_text()) == found
+    table, (polygons, pattern) = (
+        rg.RegionTable.read(tmp_path / "regions.parquet"),
+        load_polygons(tmp_path / "polygons.npz"),
+    )
+    np.testing.assert_array_equal(table.pattern, pattern)
+    assert len(polygons) == len(table) == found["slices"][0]["regions"]
+    features = strictly_parsed((tmp_path / "polygons.json").read_text())["features"]
+    assert [feature["properties"]["area"] for feature in features] == table.area.tolist()
+    again = run_json("--ckpt", files / "two.pt", "--slice", tmp_path / "polygons.npz", command="exact")
+    assert again["slices"][0]["regions"] == len(table)
+
+
+def test_exact_report_of_several_slices(files: Path, tmp_path: Path) -> None:
+    chosen = ("--ckpt", files / "four.pt", "--slices", "2", "--linear", "--decision-boundary")
+    counted = [one["regions"] for one in run_json(*chosen, command="exact")["slices"]]
+    result = invoke("exact", *chosen, "--polygons", "npz", "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    rows = [row for row in rows if row and row[0] in ("0", "1", "mean", "std") and len(row) == 9]
+    assert [float(row[2]) for row in rows] == pytest.approx([*counted, mean(counted), stdev(counted)], rel=6e-3)
+    assert field(result.stdout, "Exact") == f"{sum(counted):,} polygons in all"
+    assert "polygons-000.npz to polygons-001.npz" in " ".join(result.stdout.split())
+    assert max(len(line) for line in result.stdout.splitlines() if str(tmp_path) not in line) <= 80
+
+
+def test_engines_agree_on_the_patterns_of_wide_regions(files: Path, tmp_path: Path) -> None:
+    for command, quick in (("estimate", ("--res", "256")), ("exact", ())):
+        run_json("--ckpt", files / "two.pt", *quick, "--out", tmp_path / command, command=command)
+    grid, polygons = (rg.RegionTable.read(tmp_path / command / "regions.parquet") for command in ENGINES)
+    assert set(grid.pattern.tolist()) <= set(polygons.pattern.tolist())
+    wide = polygons.pattern[polygons.inradius > 2 * np.sqrt(2) / 256]
+    assert set(wide.tolist()) <= set(grid.pattern.tolist())
+    assert wide.size > 20
 
 
 def test_env_says_what_would_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

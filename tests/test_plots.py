@@ -7,15 +7,21 @@ import itertools
 import re
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from arrangements import arrangement, as_exact, jittered_grid, random_lines, uneven
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from networks import mlp
 from PIL import Image
@@ -23,9 +29,10 @@ from PIL import Image
 import regiongrid as rg
 from regiongrid import plots
 from regiongrid.estimation import Estimate
-from regiongrid.regions import Adjacency, RegionTable, measure_regions
+from regiongrid.regions import RegionTable, measure_regions
 from regiongrid.sampling.guard import Calibration
 from regiongrid.sampling.image import PatternImage
+from regiongrid.subdivision.polygons import Polygons, Sides
 
 PIXELS = np.array([[round(255 * part) for part in mpl.colors.to_rgb(colour)] for colour in plots.PALETTE])
 INK = np.array([round(255 * part) for part in mpl.colors.to_rgb(plots.INK)])
@@ -72,12 +79,20 @@ def as_estimate(
     return Estimate(network, image, regions, totals, (), {})
 
 
-def colours_one_by_one(regions: RegionTable, adjacency: Adjacency) -> list[int]:
+def meeting(pairs: Any) -> list[tuple[int, int]]:
+    """Rows of regions with a common edge, from pixels or from polygons."""
+    if isinstance(pairs, Sides):
+        both = zip(pairs.left.tolist(), pairs.right.tolist())
+        return [(left, right) for left, right in both if left >= 0 and right >= 0]
+    meet = pairs.edges > 0
+    return list(zip(pairs.first[meet].tolist(), pairs.second[meet].tolist()))
+
+
+def colours_one_by_one(regions: RegionTable, pairs: Any) -> list[int]:
     neighbours: list[list[int]] = [[] for _ in range(len(regions))]
-    for first, second, edges in zip(adjacency.first, adjacency.second, adjacency.edges):
-        if edges:
-            neighbours[first].append(int(second))
-            neighbours[second].append(int(first))
+    for first, second in meeting(pairs):
+        neighbours[first].append(second)
+        neighbours[second].append(first)
     colours = [-1] * len(regions)
     for row in sorted(range(len(regions)), key=lambda row: (-regions.area[row], regions.pattern[row])):
         wanted = int(regions.pattern[row]) % len(plots.PALETTE)
@@ -92,6 +107,14 @@ def test_colours_are_those_of_colouring_one_by_one_from_the_largest(res: int, ce
     regions, totals = measure_regions(voronoi(res, cells), 1.0)
     colours = plots.region_colours(regions, totals.adjacency)
     assert colours.tolist() == colours_one_by_one(regions, totals.adjacency)
+
+
+@pytest.mark.parametrize("polygons", [uneven(), jittered_grid(1), jittered_grid(9)], ids=["lines", "one", "grid"])
+def test_polygons_are_coloured_by_the_same_rule(polygons: Polygons) -> None:
+    regions = as_exact(polygons).regions
+    colours = plots.region_colours(regions, polygons.sides)
+    assert colours.tolist() == colours_one_by_one(regions, polygons.sides)
+    assert all(colours[left] != colours[right] for left, right in meeting(polygons.sides))
 
 
 def test_a_region_with_more_larger_neighbours_than_colours_takes_the_colour_of_its_hash() -> None:
@@ -125,19 +148,31 @@ PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [
 DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
 
 
+def lab_colours(colours: Any, vision: np.ndarray) -> np.ndarray:
+    """CIELAB coordinates of colours as seen with a matrix of Machado, Oliveira and Fernandes (2009) for linear RGB."""
+    from skimage.color import rgb2lab
+
+    srgb = np.array([mpl.colors.to_rgb(colour) for colour in colours])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ vision.T, 0, 1)
+    return rgb2lab(np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055))
+
+
 @pytest.mark.parametrize(
     "vision", [np.eye(3), np.array(PROTANOPIA), np.array(DEUTERANOPIA)], ids=["usual", "protanopia", "deuteranopia"]
 )
 def test_any_two_colours_can_be_told_apart(vision: np.ndarray) -> None:
-    """Matrices of Machado, Oliveira and Fernandes (2009), full severity, for linear RGB; distances in CIELAB."""
-    from skimage.color import rgb2lab
-
-    srgb = PIXELS / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(linear @ vision.T, 0, 1)
-    lab = rgb2lab(np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055))
+    lab = lab_colours(plots.PALETTE, vision)
     distances = [float(np.linalg.norm(lab[a] - lab[b])) for a, b in itertools.combinations(range(len(lab)), 2)]
     assert min(distances) > 7  # a difference of 2.3 is just noticeable
+
+
+@pytest.mark.parametrize(
+    "vision", [np.eye(3), np.array(PROTANOPIA), np.array(DEUTERANOPIA)], ids=["usual", "protanopia", "deuteranopia"]
+)
+def test_a_level_set_can_be_told_from_regions_and_boundaries(vision: np.ndarray) -> None:
+    level, *others = lab_colours([plots.LEVEL, *plots.PALETTE, plots.INK, "white"], vision)
+    assert min(float(np.linalg.norm(level - other)) for other in others) > 20
 
 
 @pytest.mark.parametrize(("res", "block"), [(1, 1), (7, 1), (64, 4), (63, 4), (65, 4), (50, 7)])
@@ -379,9 +414,18 @@ def test_any_file_name_can_stand_in_the_title(toy: Estimate, source: str) -> Non
     assert "256 × 256 pixels" in title.get_text()
 
 
-@pytest.mark.parametrize("half_width", [1.0, 3.7e-7, 1.5e4])
-def test_no_text_overlaps_another_or_leaves_the_figure(network: rg.Network, half_width: float) -> None:
-    figure = plots.plot_estimate(as_estimate(network, voronoi(100, 300), half_width))
+def figure_of_pixels(network: rg.Network, half_width: float) -> Figure:
+    return plots.plot_estimate(as_estimate(network, voronoi(100, 300), half_width))
+
+
+def figure_of_polygons(network: rg.Network, half_width: float) -> Figure:
+    return plots.plot_exact(as_exact(jittered_grid(17, half_width), network), level_set=level_set(half_width))
+
+
+@pytest.mark.parametrize("half_width", [1.0, 3.7e-7, 1.5e4, 2e-101])
+@pytest.mark.parametrize("make", [figure_of_pixels, figure_of_polygons])
+def test_no_text_overlaps_another_or_leaves_the_figure(make: Any, network: rg.Network, half_width: float) -> None:
+    figure = make(network, half_width)
     figure.draw_without_rendering()
     texts = [*figure.texts]
     for ax in figure.axes:
@@ -457,3 +501,187 @@ def test_plotting_needs_no_pyplot_and_leaves_the_settings_alone(tmp_path: Path) 
     )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "slice.svg")]
     subprocess.run(command, check=True, timeout=120)
+
+
+WAVE = np.linspace(-0.9, 0.9, 50)
+
+
+def level_set(half_width: float = 1.0) -> Any:
+    line = half_width * np.stack([WAVE, np.sin(3 * WAVE) / 2], axis=1)
+    return SimpleNamespace(segments=np.stack([line[:-1], line[1:]], axis=1))
+
+
+def shown(ax: mpl.axes.Axes) -> np.ndarray:
+    """Pixels of the figure of some axes, [height, width, 3], row 0 at the top."""
+    canvas = FigureCanvasAgg(ax.figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def polygon_axes(polygons: Polygons, colours: np.ndarray, pixels: int = 600) -> mpl.axes.Axes:
+    """Polygons on axes that fill their figure, without ticks."""
+    ax = Figure(figsize=(pixels / 100, pixels / 100), dpi=100).add_axes((0, 0, 1, 1))
+    plots.draw_polygons(ax, polygons, float(np.abs(polygons.points).max()), colours)
+    ax.set_axis_off()
+    return ax
+
+
+def test_every_polygon_is_drawn_in_its_place_and_colour() -> None:
+    exact = as_exact(uneven())
+    colours = plots.region_colours(exact.regions, exact.polygons.sides)
+    pixels = shown(polygon_axes(exact.polygons, colours))
+    wide = np.flatnonzero(exact.regions.inradius > 0.02)
+    assert wide.size > 40
+    columns = ((exact.regions.centroid_u[wide] + 1) * 300).astype(int)
+    rows = ((1 - exact.regions.centroid_v[wide]) * 300).astype(int)
+    np.testing.assert_array_equal(pixels[rows, columns], PIXELS[colours[wide]])
+
+
+def test_sides_between_polygons_are_drawn_once_and_those_on_the_border_not() -> None:
+    polygons = uneven()
+    _, lines = polygon_axes(polygons, np.zeros(len(polygons), int)).collections
+    ends = np.concatenate([path.vertices.reshape(-1, 4) for path in lines.get_paths()])
+    inner = polygons.sides.stage >= 0
+    first, second = polygons.points[polygons.sides.first[inner]], polygons.points[polygons.sides.second[inner]]
+    assert sorted(map(tuple, ends)) == sorted(map(tuple, np.concatenate([first, second], axis=1)))
+    assert 0 < inner.sum() < len(polygons.sides)
+
+
+def test_nothing_shines_through_between_polygons() -> None:
+    polygons = arrangement(random_lines(40))
+    ax = polygon_axes(polygons, np.arange(len(polygons)) % len(plots.PALETTE))
+    fills, boundaries = ax.collections
+    boundaries.remove()
+
+    def leak() -> int:
+        pictures = []
+        for background in ("black", "white"):
+            ax.figure.set_facecolor(background)
+            pictures.append(shown(ax)[2:-2, 2:-2])
+        return int(np.abs(pictures[0] - pictures[1]).max())
+
+    assert leak() <= 12
+    fills.set_linewidth(0)
+    assert leak() > 50
+
+
+def test_boundaries_of_polygons_get_thinner_where_they_crowd_but_places_never_turn_black() -> None:
+    widths, lightness = {}, {}
+    for cells in (8, 60, 400):
+        polygons = jittered_grid(cells)
+        ax = polygon_axes(polygons, np.arange(cells * cells) % 10)
+        widths[cells] = float(ax.collections[1].get_linewidth()[0])
+        lightness[cells] = shown(ax).mean()
+    assert widths[8] == widths[60] == pytest.approx(6 * 72 * 0.0015)
+    assert widths[400] < widths[60] / 2
+    assert INK.mean() + 60 < lightness[400] < lightness[8]
+
+
+@pytest.mark.parametrize(("limit", "images"), [(10**6, 0), (5, 1)])
+@pytest.mark.parametrize("suffix", [".svg", ".pdf"])
+def test_polygons_are_vectors_up_to_a_number_and_an_image_beyond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, limit: int, images: int
+) -> None:
+    monkeypatch.setattr(plots, "VECTOR_POLYGONS", limit)
+    file = tmp_path / f"slice{suffix}"
+    plots.plot_exact(as_exact(uneven(), rg.load_network(mlp([3, 4, 2]))), file)
+    mark = b"<image " if suffix == ".svg" else b"/Subtype /Image"
+    found = file.read_bytes().count(mark)
+    assert (found > 0) == (images > 0), found
+
+
+def test_files_of_many_polygons_stay_small(network: rg.Network, tmp_path: Path) -> None:
+    most = as_exact(jittered_grid(int(plots.VECTOR_POLYGONS**0.5)), network)
+    plots.plot_exact(most, tmp_path / "slice.svg")
+    assert (tmp_path / "slice.svg").stat().st_size < 12_000_000
+    many = as_exact(jittered_grid(316), network)
+    started = time.perf_counter()
+    plots.plot_exact(many, tmp_path / "slice.png")
+    assert time.perf_counter() - started < 20  # 1 to 2 seconds on an idle machine
+    assert (tmp_path / "slice.png").stat().st_size < 330_000
+    plots.plot_exact(many, tmp_path / "many.svg")
+    assert (tmp_path / "many.svg").stat().st_size < 6_000_000
+
+
+def test_figure_of_polygons_is_laid_out_as_that_of_an_estimate(toy: Estimate) -> None:
+    exact = as_exact(uneven(), toy.network, anchors=[[0.5, -0.25], [6.0, 3.0]])
+    figure, estimated = plots.plot_exact(exact), plots.plot_estimate(toy)
+    heading, facts = (text.get_text() for text in figure.texts)
+    assert heading == f"{len(exact.regions)} regions"
+    assert facts == "Sequential · 24-24 units · half width 1 · exact polygons"
+    places = [[ax.get_position().bounds for ax in each.axes] for each in (figure, estimated)]
+    assert places[0] == places[1]
+    assert [ax.get_xlabel() for ax in figure.axes] == [ax.get_xlabel() for ax in estimated.axes]
+    slice_axes, above, below = figure.axes
+    assert [line.get_xydata().tolist() for line in slice_axes.lines] == [[[0.5, -0.25]]]
+    legend = [text.get_text() for text in above.get_legend().get_texts()]
+    assert legend[:2] == ["by number", "by area"]
+    regions = exact.regions
+    shares = {name: density * np.diff(edges) for name, (density, edges) in stairs_of(below).items()}
+    assert shares["by number"][-1] == pytest.approx(np.mean(regions.eccentricity >= 0.96))
+    assert shares["by area"][-1] == pytest.approx(regions.area[regions.eccentricity >= 0.96].sum() / 4)
+
+
+def test_level_set_is_a_thick_line_with_a_name(network: rg.Network) -> None:
+    exact = as_exact(uneven(), network)
+    assert plots.plot_exact(exact).axes[0].get_legend() is None
+    ax = plots.plot_exact(exact, level_set=level_set(), level_name="output 1 is 0").axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["output 1 is 0"]
+    white, line = (entry for entry in ax.collections if isinstance(entry, LineCollection))
+    assert mpl.colors.to_hex(line.get_color()[0]) == plots.LEVEL
+    np.testing.assert_array_equal(np.array(line.get_segments()), level_set().segments)
+    assert white.get_linewidth()[0] > line.get_linewidth()[0] > 2 * ax.collections[1].get_linewidth()[0]
+
+
+def test_a_short_level_set_among_many_polygons_keeps_its_colour(network: rg.Network, tmp_path: Path) -> None:
+    corner = SimpleNamespace(segments=np.array([[[0.95, 1.0], [1.0, 0.9]]]))
+    plots.plot_exact(as_exact(arrangement(random_lines(40)), network), tmp_path / "slice.png", level_set=corner)
+    with Image.open(tmp_path / "slice.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    own = np.array([round(255 * part) for part in mpl.colors.to_rgb(plots.LEVEL)])
+    inside = (pixels[70:120, 720:760] == own).all(axis=-1)
+    assert inside.sum() > 10
+
+
+def test_an_empty_level_set_can_be_drawn(network: rg.Network, tmp_path: Path) -> None:
+    nowhere = SimpleNamespace(segments=np.empty((0, 2, 2)))
+    plots.plot_exact(as_exact(uneven(), network), tmp_path / "slice.svg", level_set=nowhere)
+    assert (tmp_path / "slice.svg").exists()
+
+
+POLYGONS = {
+    "one polygon": lambda: jittered_grid(1),
+    "tiny window": lambda: jittered_grid(4, 1e-120),
+    "huge window": lambda: jittered_grid(4, 1e120),
+    "no area left by rounding": lambda: without_area(jittered_grid(4)),
+}
+
+
+def without_area(polygons: Polygons) -> Polygons:
+    """The corners of the first polygon of a grid all fall together."""
+    points = polygons.points.copy()
+    points[polygons.corners[:4]] = -1.0
+    return dataclasses.replace(polygons, points=points)
+
+
+@pytest.mark.parametrize("case", POLYGONS)
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_degenerate_polygons_can_be_drawn(network: rg.Network, tmp_path: Path, case: str, suffix: str) -> None:
+    polygons = POLYGONS[case]()
+    file = tmp_path / f"slice{suffix}"
+    plots.plot_exact(as_exact(polygons, network), file, level_set=level_set(float(np.abs(polygons.points).max())))
+    assert file.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_files_of_polygons_are_the_same_each_time(network: rg.Network, tmp_path: Path, suffix: str) -> None:
+    files = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+    for file in files:
+        plots.plot_exact(as_exact(uneven(), network), file, level_set=level_set())
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_polygons_in_a_file_of_another_suffix_are_refused(network: rg.Network, tmp_path: Path) -> None:
+    with pytest.raises(rg.InputError, match=r"got '.*slice\.gif'"):
+        plots.plot_exact(as_exact(uneven(), network), tmp_path / "slice.gif")
+    assert not list(tmp_path.iterdir())

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from regiongrid import __version__
+from regiongrid.commands.compare import compare
 from regiongrid.commands.env import env
 from regiongrid.commands.estimate import estimate
+from regiongrid.commands.exact import exact
 
 app = typer.Typer(
     name="regiongrid",
@@ -37,4 +39,6 @@ def _common(
 
 
 app.command()(estimate)
+app.command()(exact)
+app.command()(compare)
 app.command()(env)

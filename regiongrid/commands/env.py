@@ -57,8 +57,8 @@ def _facts(verbose: bool) -> dict[str, Any]:
 
     from regiongrid import __version__
     from regiongrid.commands.output import installed_version
-    from regiongrid.estimation import available_memory
     from regiongrid.kernels.threads import cpu_count
+    from regiongrid.resources import available_memory
 
     backend, reason = options.kernels_to_run(options.Backend.AUTO, options.Device.AUTO)
     devices = _cuda_devices()

@@ -63,7 +63,18 @@ class Measure(StrEnum):
     SKIMAGE = "skimage"
 
 
-_NETWORK, _SLICES, _GRID, _RUN, _OUTPUT = "Network", "Slices", "Grid", "Run", "Output"
+class Picture(StrEnum):
+    PNG = "png"
+    SVG = "svg"
+    PDF = "pdf"
+
+
+class PolygonFormat(StrEnum):
+    NPZ = "npz"
+    JSON = "json"
+
+
+_NETWORK, _SLICES, _GRID, _EXACT, _RUN, _OUTPUT = "Network", "Slices", "Grid", "Exact", "Run", "Output"
 
 CkptOption = Annotated[
     Path,
@@ -220,6 +231,23 @@ ByLayerOption = Annotated[
     ),
 ]
 
+LinearOption = Annotated[
+    bool,
+    typer.Option(
+        "--linear",
+        rich_help_panel=_EXACT,
+        help="Also count linear regions: activation regions merge where the network is one affine map across them.",
+    ),
+]
+DecisionBoundaryOption = Annotated[
+    bool,
+    typer.Option(
+        "--decision-boundary",
+        rich_help_panel=_EXACT,
+        help="Also measure and draw where the largest output changes.",
+    ),
+]
+
 BackendOption = Annotated[
     Backend,
     typer.Option(
@@ -257,6 +285,18 @@ OutOption = Annotated[
         metavar="DIR",
         rich_help_panel=_OUTPUT,
         help="Write summary.json, the region table, the picture and the slice there. Made if missing.",
+    ),
+]
+FigureOption = Annotated[
+    Picture | None,
+    typer.Option("--figure", rich_help_panel=_OUTPUT, show_default="png", help="Format of the picture in --out."),
+]
+PolygonsOption = Annotated[
+    list[PolygonFormat] | None,
+    typer.Option(
+        "--polygons",
+        rich_help_panel=_OUTPUT,
+        help="Write the polygons to --out too, as NumPy arrays or as GeoJSON; repeatable.",
     ),
 ]
 JsonOption = Annotated[
@@ -464,6 +504,26 @@ class SliceChoice:
 
     def settings(self) -> dict[str, Any]:
         return _plain(self)
+
+
+@dataclass(frozen=True)
+class OutputChoice:
+    """Which files, and where."""
+
+    out: Path | None
+    picture: str
+    polygons: tuple[str, ...]
+
+    @classmethod
+    def from_flags(
+        cls, out: Path | None, figure: Picture | None, polygons: list[PolygonFormat] | None = None
+    ) -> OutputChoice:
+        flags = [flag for flag, value in {"--figure": figure, "--polygons": polygons}.items() if value]
+        if out is None and flags:
+            need = "needs" if len(flags) == 1 else "need"
+            raise InputError(f"{' and '.join(flags)} {need} a folder to write to; add --out DIR")
+        formats = dict.fromkeys(choice.value for choice in polygons or ())
+        return cls(out, (figure or Picture.PNG).value, tuple(formats))
 
 
 def _mean_and_std(text: str) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,11 @@ from regiongrid.errors import RegiongridError
 from regiongrid.files import atomic_path
 
 if TYPE_CHECKING:
-    from regiongrid.estimation import Estimate
+    from regiongrid.regions import RegionTable
+    from regiongrid.slices import Slice
+
+SliceFiles = Mapping[str, tuple[str, Callable[[Path], object]]]
+"""Files of one slice: what each holds, to its name and the function that writes it to a path."""
 
 SCHEMA = "regiongrid.summary/1"
 
@@ -42,20 +47,15 @@ class OutputFolder:
                 f"cannot write to the folder {path}: {error.strerror or error}; choose another --out"
             ) from error
 
-    def write_slice(self, estimate: Estimate, number: int, slices: int) -> dict[str, str]:
-        """Write region table, picture and slice of one estimate; return the file names by what they hold."""
-        mark = f"-{number:03d}" if slices > 1 else ""
-        files = {
-            "regions": f"regions{mark}.{_table_format()}",
-            "picture": f"slice{mark}.png",
-            "slice": f"slice{mark}.npz",
-        }
-        with atomic_path(self.path / files["regions"]) as temporary:
-            estimate.regions.write(temporary)
-        with atomic_path(self.path / files["picture"]) as temporary:
-            estimate.plot(temporary)
-        estimate.slice.save(self.path / files["slice"])
-        return files
+    def write_slice(self, files: SliceFiles, number: int, slices: int) -> dict[str, str]:
+        """Write the files of one slice, numbered if there are several; return their names by what they hold."""
+        names = {}
+        for what, (name, write) in files.items():
+            stem, suffix = Path(name).stem, Path(name).suffix
+            names[what] = f"{stem}-{number:03d}{suffix}" if slices > 1 else name
+            with atomic_path(self.path / names[what]) as temporary:
+                write(temporary)
+        return names
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         with atomic_path(self.path / "summary.json") as temporary:
@@ -66,6 +66,15 @@ class OutputFolder:
         for folder in self._made:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def slice_files(regions: RegionTable, slice_: Slice, plot: Callable[[Path], object], picture: str) -> SliceFiles:
+    """The files that every engine leaves of a slice, with the picture in the format ``picture``."""
+    return {
+        "regions": (f"regions.{_table_format()}", regions.write),
+        "picture": (f"slice.{picture}", plot),
+        "slice": ("slice.npz", slice_.save),
+    }
 
 
 def _table_format() -> str:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from regiongrid.estimation import Estimate
+    from regiongrid.subdivision import Exact
 
 Facts = Mapping[str, Any]
 
@@ -27,14 +28,17 @@ _MEASURED = {
     "area": "Area [input units^2]",
     "perimeter": "Perimeter [input units]",
     "eccentricity": "Eccentricity",
+    "elongation": "Elongation",
+    "sides": "Sides",
+    "inradius": "Inradius [input units]",
 }
 _SHOWN_WIDTHS = 8
 _SHOWN_SLICES = 40
 
 
-def as_text(estimate: Estimate) -> str:
-    """The report of one estimate as plain text, at most 80 columns wide."""
-    return _plain_text(_one_slice(estimate.network.describe(), estimate.summary()), 80)
+def as_text(result: Estimate | Exact) -> str:
+    """The report of one slice as plain text, at most 80 columns wide."""
+    return _plain_text(_one_slice(result.network.describe(), result.summary()), 80)
 
 
 def print_summary(summary: Facts, out: Path | None = None) -> None:
@@ -81,15 +85,25 @@ def _one_slice(network: Facts, one: Facts, notes: Sequence[str] = (), data: str 
     head.add_row("", f"half-width {_number(where['half_width'])} input units, area {_number(one['domain_area'])}")
     for note in notes:
         head.add_row("", Text(note, style="yellow"))
-    _add_grid(head, one)
-    head.add_row("", "")
-    _add_counts(head, one)
+    if _on_grid(one):
+        _add_grid(head, one)
+        head.add_row("", "")
+        _add_counts(head, one)
+    else:
+        _add_polygons(head, one)
+        head.add_row("", "")
+        _add_exact_counts(head, one)
     parts: list[RenderableType] = [head, Text(), _statistics(one)]
     if "by_layer" in one:
         parts += [Text(), _layers(network, [one])]
     for warning in one["warnings"]:
         parts += [_caution(warning)]
     return Group(*parts)
+
+
+def _on_grid(one: Facts) -> bool:
+    """Whether a slice was seen on a grid of pixels, and not as polygons."""
+    return "res" in one
 
 
 def _sections() -> Table:
@@ -127,13 +141,33 @@ def _add_counts(table: Table, one: Facts) -> None:
     table.add_row("Regions", f"{one['regions']:,}")
     table.add_row("Extrapolated", _extrapolated(one))
     table.add_row("Components", f"{one['components']:,} connected pieces on the grid")
-    boundary = one["boundary"]
-    table.add_row(
-        "Boundary",
-        f"length {_number(boundary['length'])} input units, {_number(boundary['density'])} per unit area, "
-        f"{_count(boundary['pixels'], 'pixel')}",
-    )
+    table.add_row("Boundary", f"{_boundary(one)}, {_count(one['boundary']['pixels'], 'pixel')}")
     table.add_row("Mixed cells", f"{_percent(one['mixed_share'])} of the area is in cells that a boundary crosses")
+
+
+def _add_polygons(table: Table, one: Facts) -> None:
+    polygons, sides = _count(one["regions"], "polygon"), _count(one["sides_total"], "side")
+    table.add_row("Exact", f"{polygons}, {sides}, {_count(one['points'], 'point')}")
+    table.add_row("", _decided_exactly([one]))
+
+
+def _decided_exactly(slices: Sequence[Facts]) -> str:
+    undecided, signs = (sum(one["effort"][name] for one in slices) for name in ("undecided", "signs"))
+    return f"{undecided:,} of {_count(signs, 'sign')} too close to call, decided exactly"
+
+
+def _add_exact_counts(table: Table, one: Facts) -> None:
+    table.add_row("Regions", f"{one['regions']:,}")
+    if "linear_regions" in one:
+        table.add_row("Linear", f"{_count(one['linear_regions'], 'linear region')} of the function itself")
+    table.add_row("Boundary", _boundary(one))
+    if "decision_boundary" in one:
+        table.add_row("Decision", f"boundary of length {_number(one['decision_boundary']['length'])} input units")
+
+
+def _boundary(one: Facts) -> str:
+    boundary = one["boundary"]
+    return f"length {_number(boundary['length'])} input units, {_number(boundary['density'])} per unit area"
 
 
 def _extrapolated(one: Facts) -> Text:
@@ -149,7 +183,8 @@ def _extrapolated(one: Facts) -> Text:
 def _statistics(one: Facts) -> Table:
     table = _numbers("Per region", *_STATISTICS)
     for name, label in _MEASURED.items():
-        table.add_row(label, *(_digits(one[name][statistic]) for statistic in _STATISTICS))
+        if name in one:
+            table.add_row(label, *(_digits(one[name][statistic]) for statistic in _STATISTICS))
     return table
 
 
@@ -159,8 +194,10 @@ def _layers(network: Facts, slices: Sequence[Facts]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("Layers", no_wrap=True)
     table.add_column("Last operator", overflow="fold")
-    for name in ("units", f"{of}regions", f"{of}boundary"):
-        table.add_column(name, justify="right", overflow="fold")
+    lengths = {"boundary_length": f"{of}boundary", "own_length": f"{of}added"}
+    lengths = {name: header for name, header in lengths.items() if name in slices[0]["by_layer"][0]}
+    for header in ("units", f"{of}regions", *lengths.values()):
+        table.add_column(header, justify="right", overflow="fold")
     for k, layer in enumerate(network["layers"]):
         rows = [one["by_layer"][k] for one in slices]
         regions = mean(row["regions"] for row in rows)
@@ -169,7 +206,7 @@ def _layers(network: Facts, slices: Sequence[Facts]) -> Table:
             Text(rows[0]["operator"]),
             f"{layer['units']:,}",
             f"{rows[0]['regions']:,}" if len(rows) == 1 else _number(regions),
-            _number(mean(row["boundary_length"] for row in rows)),
+            *(_number(mean(row[name] for row in rows)) for name in lengths),
         )
     return table
 
@@ -179,11 +216,15 @@ def _several_slices(network: Facts, slices: Sequence[Facts], notes: Sequence[str
     _add_network(head, network)
     if data is not None:
         head.add_row("Data", Text(data))
-    first = slices[0]
     head.add_row("Slices", Text("\n".join(_descriptions(slices))))
     for note in notes:
         head.add_row("", Text(note, style="yellow"))
-    head.add_row("Grid", f"{first['res']} x {first['res']} pixels a slice, {first['sampling']} sampling")
+    first = slices[0]
+    if _on_grid(first):
+        head.add_row("Grid", f"{first['res']} x {first['res']} pixels a slice, {first['sampling']} sampling")
+    else:
+        head.add_row("Exact", f"{_count(sum(one['regions'] for one in slices), 'polygon')} in all")
+        head.add_row("", _decided_exactly(slices))
     parts: list[RenderableType] = [head, Text(), _slice_rows(slices)]
     parts.append(Text("Lengths are in input units; mean and std (n - 1) are over the slices.", style="dim"))
     if "by_layer" in first:
@@ -198,36 +239,32 @@ def _descriptions(slices: Sequence[Facts]) -> list[str]:
 
 
 def _slice_rows(slices: Sequence[Facts]) -> Table:
-    table = _numbers(
-        "Slice",
-        "half-\nwidth",
-        "\nregions",
-        "extra-\npolated",
-        "compo-\nnents",
-        "median\narea",
-        "median\neccentr.",
-        "boundary\nper area",
-    )
-    rows = [_slice_numbers(one) for one in slices]
-    for number, (one, row) in enumerate(zip(slices, rows)):
+    numbers = [_slice_numbers(one) for one in slices]
+    table = _numbers("Slice", *numbers[0])
+    for number, (one, row) in enumerate(zip(slices, numbers)):
         mark = Text(f"{number} !", style="yellow") if one["warnings"] else Text(f"{number}")
-        table.add_row(mark, *(_number(value, 3) for value in row), end_section=number == len(rows) - 1)
-    columns = list(zip(*rows))
+        cells = (_number(value, 3) for value in row.values())
+        table.add_row(mark, *cells, end_section=number == len(slices) - 1)
+    columns = list(zip(*(row.values() for row in numbers)))
     table.add_row("mean", *(_number(mean(column), 3) for column in columns))
     table.add_row("std", *(_number(stdev(column), 3) for column in columns))
     return table
 
 
-def _slice_numbers(one: Facts) -> list[float]:
-    return [
-        one["slice"]["half_width"],
-        one["regions"],
-        one["regions_extrapolated"],
-        one["components"],
-        one["area"]["median"],
-        one["eccentricity"]["median"],
-        one["boundary"]["density"],
-    ]
+def _slice_numbers(one: Facts) -> dict[str, float]:
+    """What a row says of one slice, by the heading of the column."""
+    numbers = {"half-\nwidth": one["slice"]["half_width"], "\nregions": one["regions"]}
+    if _on_grid(one):
+        numbers |= {"extra-\npolated": one["regions_extrapolated"], "compo-\nnents": one["components"]}
+    if "linear_regions" in one:
+        numbers["linear\nregions"] = one["linear_regions"]
+    numbers |= {"median\narea": one["area"]["median"], "median\neccentr.": one["eccentricity"]["median"]}
+    if "elongation" in one:
+        numbers["median\nelong."] = one["elongation"]["median"]
+    numbers["boundary\nper area"] = one["boundary"]["density"]
+    if "decision_boundary" in one:
+        numbers["decision\nboundary"] = one["decision_boundary"]["length"]
+    return numbers
 
 
 def _warnings_by_slice(slices: Sequence[Facts]) -> list[RenderableType]:
@@ -252,7 +289,8 @@ def _ending(summary: Facts, out: Path | None) -> RenderableType:
         table.add_row("Written", _written(summary["slices"], out))
     seconds = dict(summary["seconds"])
     total = seconds.pop("total")
-    seconds["evaluate"] += seconds.pop("fold")
+    if "evaluate" in seconds:
+        seconds["evaluate"] += seconds.pop("fold", 0.0)
     parts = ", ".join(f"{name} {_seconds(value)}" for name, value in seconds.items())
     table.add_row("Time", f"{_seconds(total)} s: {parts}")
     return table
@@ -262,7 +300,7 @@ def _written(slices: Sequence[Facts], out: Path) -> Text:
     first, last = slices[0]["files"], slices[-1]["files"]
     names = [first[kind] if first is last else f"{first[kind]} to {last[kind]}" for kind in first]
     text = f"{out}: {', '.join(['summary.json', *names])}"
-    if first["regions"].endswith(".csv"):
+    if first.get("regions", "").endswith(".csv"):
         text += " (Parquet needs pyarrow: pip install 'regiongrid[parquet]')"
     return Text(text)
 

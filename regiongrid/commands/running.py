@@ -19,11 +19,11 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def exit_codes(debug: bool) -> Iterator[None]:
+def exit_codes(debug: bool, to_save_memory: str = "close other programs") -> Iterator[None]:
     """Turn whatever goes wrong into one message on stderr and an exit code: 1, 2 (input) or 130 (interrupt).
 
-    With ``debug`` the traceback comes before the message. A reader of stdout that goes away early (``| head``) is no
-    reason for a message.
+    With ``debug`` the traceback comes before the message. ``to_save_memory`` is the advice where memory ran out. A
+    reader of stdout that goes away early (``| head``) is no reason for a message.
     """
     try:
         yield
@@ -40,7 +40,7 @@ def exit_codes(debug: bool) -> Iterator[None]:
     except RegiongridError as error:
         _fail(f"Error: {error}", 1, debug)
     except MemoryError as error:
-        _fail(f"Error: out of memory ({error}); use a lower --res, fewer --threads or --measure kernels", 1, debug)
+        _fail(f"Error: out of memory ({error}); {to_save_memory}", 1, debug)
     except OSError as error:
         _drop_unwritable_output()
         _fail(f"Error: {error}", 1, debug)

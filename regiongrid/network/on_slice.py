@@ -194,6 +194,31 @@ def _matrices(
     return [torch.cat(columns).T.contiguous() for columns in zip(*blocks)]
 
 
+def matrices_of(program: Program, folded: FoldedSegment, most_entries: int) -> dict[tuple[str, str], Tensor]:
+    """The matrices of a segment that stayed a graph, (output, input) -> [n_output, n_input]; none if too large."""
+    if folded.graph is None:
+        return {}
+    graph = folded.graph
+    zeros = tuple(torch.zeros(program.shapes[name], dtype=torch.float64) for name in graph.inputs)
+    size_in = [zeros[position].numel() for position in range(len(folded.inputs))]
+    if sum(size_in) * sum(math.prod(program.shapes[name]) for name in folded.outputs) > most_entries:
+        return {}
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return graph.run(program.constants, inputs)
+
+    with torch.no_grad():
+        bias = run(*zeros)
+        return {
+            (output, name): matrix
+            for position, name in enumerate(folded.inputs)
+            for output, matrix in zip(
+                folded.outputs,
+                _matrices(lambda tangents: _linear_part(run, tangents, bias), zeros, position, size_in[position]),
+            )
+        }
+
+
 def _probe(
     linear: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], zeros: tuple[Tensor, ...], live: int
 ) -> list[Tensor]:

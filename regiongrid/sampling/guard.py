@@ -10,8 +10,6 @@ floor.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,14 +162,3 @@ def _flagged_share(fast: PatternEvaluator, sample: Array) -> float:
 
 def _plain(numbers: Array) -> tuple[float, ...]:
     return tuple(float(number) for number in numbers)
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """torch runs on one thread inside: the workers are the parallelism, and two kinds of threads would fight."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,7 +11,8 @@ import numpy as np
 from regiongrid.kernels.refinement import kernels
 from regiongrid.kernels.threads import Workers, cpu_count
 from regiongrid.network.on_slice import SliceProgram
-from regiongrid.sampling.guard import Calibration, GuardedEvaluator, one_torch_thread
+from regiongrid.resources import one_torch_thread
+from regiongrid.sampling.guard import Calibration, GuardedEvaluator
 from regiongrid.slices import Slice
 
 Array = np.ndarray[Any, Any]

@@ -9,6 +9,7 @@ OUT ?= demo-output
 
 demo: $(VENV)/.demo
 	$(BIN)/regiongrid estimate --ckpt examples/digits-mlp.pt --slice examples/digits-slice.npz --res 4096 --out $(OUT)
+	$(BIN)/regiongrid exact --ckpt examples/digits-mlp.pt --slice examples/digits-slice.npz --decision-boundary --out $(OUT)/exact
 
 test: $(VENV)/.dev
 	$(MAKE) --no-print-directory demo OUT=$(VENV)/demo-output

@@ -109,7 +109,7 @@ COLUMNS: dict[str, Column] = {
     "elongation": Column(
         "-", "float64", "Largest over smallest distance of all vertex pairs, max / (min + 1e-10) (exact)."
     ),
-    "sides": Column("-", "int64", "Number of sides of positive length (exact)."),
+    "sides": Column("-", "int64", "Number of straight sides that are longer than rounding leaves of them (exact)."),
     "inradius": Column("input units", "float64", "Radius of the largest inscribed circle (exact)."),
     "boundary_pixels": Column(
         "pixels",
@@ -121,6 +121,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "neighbours": Column("-", "int64", "Number of regions that share an edge. Grid: that have a 4-neighbour pixel."),
     "touches_border": Column("-", "bool", "Whether the region reaches the border of the domain."),
+    "depth": Column("-", "int64", "Number, from 1, of the last layer that cut the region; 0 if none did (exact)."),
 }
 """Every column that the engines fill: unit, type and meaning. A table may hold further ones."""
 
@@ -452,9 +453,10 @@ def summarise(
     Returns
     -------
     dict
-        ``regions``, ``components``, ``domain_area``; for area, eccentricity, perimeter, elongation and sides, as far as
-        the table has them, a dict of ``mean``, ``median``, ``std`` (population), ``p5``, ``p95``, and, weighted by
-        area, ``weighted_mean`` and ``weighted_median`` (for area also ``total``); ``boundary`` with ``length``,
+        ``regions``, ``components``, ``domain_area``; for area, eccentricity, perimeter, elongation, sides and inradius,
+        as far as the table has them, a dict of ``mean``, ``median``, ``std`` (population), ``p5``, ``p95``, and,
+        weighted by area, ``weighted_mean`` and ``weighted_median`` (for area also ``total``);
+        ``boundary`` with ``length``,
         ``density`` (length / domain area) and, on the grid, ``pixels`` and ``length_extrapolated`` = 2 L(R) - L(R/2).
 
         On the grid also ``mixed_share``; ``regions_half_resolution``, the count N(R/2) from every second pixel;
@@ -488,7 +490,7 @@ def summarise(
         "components": int(table["components"].sum()) if "components" in table else len(table),
         "domain_area": float(domain_area),
     }
-    for name in ("area", "eccentricity", "perimeter", "elongation", "sides"):
+    for name in ("area", "eccentricity", "perimeter", "elongation", "sides", "inradius"):
         if name in table:
             summary[name] = _statistics(table[name], weights)
     summary["area"]["total"] = float(weights.sum())

@@ -326,6 +326,7 @@ OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "PReLU": (nn.PReLU(8), 8),
     "Hardtanh": (nn.Hardtanh(-0.4, 0.1), 8),
     "ReLU6": (nn.ReLU6(), 8),
+    "relu6": (nn.functional.relu6, 8),
     "Threshold": (nn.Threshold(0.1, 0.1), 8),
     "MaxPool1d": (lambda x: nn.functional.max_pool1d(x[:, None], 3, 2, padding=1), 4),
     "MaxPool2d after ReLU": (lambda x: nn.functional.max_pool2d(torch.relu(x).reshape(-1, 1, 2, 4), 2), 2),

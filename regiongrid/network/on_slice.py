@@ -9,8 +9,9 @@ operators become one matrix where that is no more work than the operators themse
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,11 +21,15 @@ from regiongrid.errors import InputError
 from regiongrid.network.program import INPUT, Program, Segment, Stage
 from regiongrid.slices import Slice
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 # A segment of convolutions becomes a matrix only if that is this small, any other segment up to the larger size.
 _DENSE_ENTRIES_SPARSE = 1 << 16
 _DENSE_ENTRIES = 1 << 25
 _PROBES = 32
 _STEP = 2.0**40
+_BASIS_ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def _fold(program: Program, segment: Segment, uv_values: Mapping[str, AffineInUV
         matrices = {
             (output, name): matrix
             for position, name in enumerate(live)
-            for output, matrix in zip(segment.outputs, _matrices(linear, zeros, position, sizes_in[name]))
+            for output, matrix in zip(segment.outputs, _matrices(linear, zeros, position))
         }
         norms = {
             output: torch.stack([matrices[output, name].norm(dim=1) for name in live]).amax(0)
@@ -177,46 +182,58 @@ def _fold(program: Program, segment: Segment, uv_values: Mapping[str, AffineInUV
 
 
 def _matrices(
-    linear: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], zeros: tuple[Tensor, ...], position: int, size: int
+    linear: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], zeros: tuple[Tensor, ...], position: int
 ) -> list[Tensor]:
-    """The matrix from one input to every output, [n_output, n_input] each, column block by column block."""
+    """The matrix from one input to every output, [n_output, n_input] each."""
+    blocks = _column_blocks(linear, zeros, position)
+    return [torch.cat(columns).T.contiguous() for columns in zip(*blocks)]
+
+
+def _column_blocks(
+    linear: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], zeros: tuple[Tensor, ...], position: int
+) -> Iterator[list[Tensor]]:
+    """The columns of the matrices from one input, some at a time: [columns, n_output] for every output."""
+    size = zeros[position].numel()
 
     def column(tangent: Tensor) -> tuple[Tensor, ...]:
         tangents = list(zeros)
         tangents[position] = tangent.reshape(zeros[position].shape)
         return linear(tangents)
 
-    blocks = []
-    for start in range(0, size, 512):
-        basis = torch.zeros(min(512, size - start), size, dtype=torch.float64)
+    step = max(1, min(512, _BASIS_ENTRIES // size))
+    for start in range(0, size, step):
+        basis = torch.zeros(min(step, size - start), size, dtype=torch.float64)
         basis[torch.arange(basis.shape[0]), start + torch.arange(basis.shape[0])] = 1
-        blocks.append([out.reshape(out.shape[0], -1) for out in torch.vmap(column)(basis)])
-    return [torch.cat(columns).T.contiguous() for columns in zip(*blocks)]
+        yield [out.reshape(out.shape[0], -1) for out in torch.vmap(column)(basis)]
 
 
-def matrices_of(program: Program, folded: FoldedSegment, most_entries: int) -> dict[tuple[str, str], Tensor]:
-    """The matrices of a segment that stayed a graph, (output, input) -> [n_output, n_input]; none if too large."""
-    if folded.graph is None:
-        return {}
+def sparse_matrices(program: Program, folded: FoldedSegment, most_entries: int) -> dict[tuple[str, str], csr_array]:
+    """The matrices of a segment that stayed a graph, (output, input) -> [n_output, n_input].
+
+    Empty if they have more than ``most_entries`` entries that are not zero.
+    """
+    from scipy.sparse import csr_array, vstack
+
     graph = folded.graph
+    assert graph is not None
     zeros = tuple(torch.zeros(program.shapes[name], dtype=torch.float64) for name in graph.inputs)
-    size_in = [zeros[position].numel() for position in range(len(folded.inputs))]
-    if sum(size_in) * sum(math.prod(program.shapes[name]) for name in folded.outputs) > most_entries:
-        return {}
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         return graph.run(program.constants, inputs)
 
     with torch.no_grad():
         bias = run(*zeros)
-        return {
-            (output, name): matrix
-            for position, name in enumerate(folded.inputs)
-            for output, matrix in zip(
-                folded.outputs,
-                _matrices(lambda tangents: _linear_part(run, tangents, bias), zeros, position, size_in[position]),
-            )
-        }
+        found: dict[tuple[str, str], csr_array] = {}
+        for position, name in enumerate(folded.inputs):
+            columns: list[list[csr_array]] = []
+            for block in _column_blocks(lambda tangents: _linear_part(run, tangents, bias), zeros, position):
+                columns.append([csr_array(part.numpy()) for part in block])
+                most_entries -= sum(part.nnz for part in columns[-1])
+                if most_entries < 0:
+                    return {}
+            for output, parts in zip(folded.outputs, zip(*columns)):
+                found[output, name] = csr_array(vstack(parts).T)
+    return found
 
 
 def _probe(

@@ -241,6 +241,11 @@ def _clamp_rule(low_name: str | None, high_name: str | None, low_default: Any = 
     return rule
 
 
+def _relu6(node: Node, constant: Constant) -> tuple[list[Node], Breakpoint]:
+    x: Any = node.args[0]
+    return [x], _clamp(x, 0.0, 6.0)
+
+
 def _clamp(x: Any, low: Any, high: Any) -> Piecewise:
     if low is None:
         return _piecewise(x, [high], [1.0, 0.0], [0.0, high])
@@ -359,6 +364,7 @@ BREAKPOINTS: dict[str, Rule] = {
     "clip": _clamp_rule("min", "max"),
     "clamp_min": _clamp_rule("min", None),
     "clamp_max": _clamp_rule(None, "max"),
+    "relu6": _relu6,
     "hardtanh": _clamp_rule("min_val", "max_val", -1.0, 1.0),
     "maximum": _extremum_of_two(1),
     "minimum": _extremum_of_two(-1),

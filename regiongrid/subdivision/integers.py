@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 LIMB = 18  # bits: limbs lie within +-2^17 once they are normalised, and within +-2^18 before
 Limbs = NDArray[np.int64]
@@ -79,20 +80,28 @@ def added(parts: list[Limbs]) -> Limbs:
 class Factors:
     """A float64 matrix times 2^scale as whole numbers: matrices of limbs, ready to be multiplied by."""
 
-    def __init__(self, matrix: NDArray[np.float64]) -> None:
-        self.scale = scale_of(matrix)
-        self._limbs = np.moveaxis(_cut(matrix, self.scale), -1, 0).astype(np.float64)  # [L, m, k]
+    def __init__(self, matrix: NDArray[np.float64] | csr_array) -> None:
+        self._limbs: list[Any]  # one [m, k] matrix a limb
+        if isinstance(matrix, csr_array):
+            self.scale = scale_of(matrix.data)
+            limbs = _cut(matrix.data, self.scale).astype(np.float64)
+            structure = matrix.indices, matrix.indptr
+            self._limbs = [csr_array((limbs[:, i], *structure), matrix.shape) for i in range(limbs.shape[1])]
+        else:
+            self.scale = scale_of(matrix)
+            self._limbs = list(np.moveaxis(_cut(matrix, self.scale), -1, 0).astype(np.float64))
 
     def product(self, numbers: Limbs, rows: slice = slice(None)) -> Limbs:
         """Rows of the matrix times numbers [k, c, L]; limbs [m, c, L']."""
         terms, columns, count = numbers.shape
-        factors = self._limbs[:, rows]
-        total = np.zeros((factors.shape[1], columns, len(factors) + count), np.int64)
+        factors = [limb[rows] for limb in self._limbs]
+        total = np.zeros((factors[0].shape[0], columns, len(factors) + count), np.int64)
         right = numbers.reshape(terms, columns * count).astype(np.float64)
         for start in range(0, terms, _MOST_TERMS):
             some = slice(start, start + _MOST_TERMS)
             for i, factor in enumerate(factors):
-                part = (factor[:, some] @ right[some]).astype(np.int64).reshape(-1, columns, count)
+                product = factor @ right if terms <= _MOST_TERMS else factor[:, some] @ right[some]
+                part = product.astype(np.int64).reshape(-1, columns, count)
                 # Spread over two limbs at once, so that sums of many parts stay far from overflow.
                 total[..., i : i + count] += part & ((1 << LIMB) - 1)
                 total[..., i + 1 : i + 1 + count] += part >> LIMB

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regiongrid.errors import RegiongridError
-from regiongrid.network.on_slice import AffineInUV, SliceProgram, matrices_of
+from regiongrid.network.on_slice import AffineInUV, SliceProgram, sparse_matrices
 from regiongrid.network.program import Maximum, Piecewise
 from regiongrid.subdivision.integers import Factors, Limbs, added, from_floats, lifted, scale_of, times, whole
 from regiongrid.subdivision.levels import AliasLevel, CutLevel, Level, PickLevel
@@ -25,7 +25,7 @@ from regiongrid.subdivision.tournament import Tournament
 
 Form = tuple[int, int, int]
 Point = tuple[int, int, int]  # (X, Y, W), W > 0: the point (X / W, Y / W)
-_LARGEST_MATRIX = 1 << 27
+_MOST_ENTRIES = 1 << 25
 # A crossing that is likely off by more than this (times the width of the network, which exact arithmetic costs, and the
 # half width of the slice) is placed exactly.
 _DISTANCE = 2e-11
@@ -114,7 +114,6 @@ class Rationals:
             for k, stage in enumerate(folded.stages)
             if isinstance(stage.breakpoint, Maximum)
         }
-        self._uv = {name: _from_uv(affine) for name, affine in folded.uv_values.items()}
         h = folded.slice.half_width
         scale = scale_of(np.array([h]))
         side, one = _whole(h, scale), 1 << scale
@@ -123,16 +122,23 @@ class Rationals:
         self._border: list[Form] = [(side, 0, one), (-side, one, 0), (-side, 0, one), (side, one, 0)]
 
     @functools.cached_property
+    def _uv(self) -> dict[str, Forms]:
+        return {name: _from_uv(affine) for name, affine in self.folded.uv_values.items()}
+
+    @functools.cached_property
     def _matrices(self) -> list[dict[tuple[str, str], Factors]]:
         made = []
         for segment in self.folded.segments:
-            matrices = segment.matrices or matrices_of(self.folded.program, segment, _LARGEST_MATRIX)
-            if segment.outputs and segment.inputs and not matrices:
+            if segment.graph is None:
+                made.append({names: Factors(matrix.numpy()) for names, matrix in segment.matrices.items()})
+                continue
+            sparse = sparse_matrices(self.folded.program, segment, _MOST_ENTRIES)
+            if not sparse:
                 raise RegiongridError(
                     "a sign at a vertex is too close to zero for float64, and a layer of this network is too large for "
                     "exact arithmetic; move the slice a little, or use `regiongrid estimate`"
                 )
-            made.append({names: Factors(matrix.numpy()) for names, matrix in matrices.items()})
+            made.append({names: Factors(matrix) for names, matrix in sparse.items()})
         return made
 
     @functools.cached_property

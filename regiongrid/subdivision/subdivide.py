@@ -35,7 +35,7 @@ Carried = Callable[[NDArray[np.int32] | None], dict[str, Rows]]
 """The live values behind a stage at some vertices of the new mesh, or at all."""
 
 _BLOCK_BYTES = 24 << 20
-_FACES_A_BLOCK = 150
+_FACES_A_BLOCK = 300
 _BLOCKS = 8
 
 

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 _PROBE_SAFETY = 2.0
 _POWER_STEPS = 8
 _POWER_SAFETY = 1.5
-_SHARP_WIDTH = 128
+_DEEP, _SHARP_WIDTH = 5, 128
 _SQUARINGS = 5
 _GRAM_PRODUCTS = 1 << 28
 
@@ -61,7 +61,8 @@ class VertexValues:
             self.last_use[folded.program.output] = 2 * len(folded.stages)
         for stage in folded.stages:
             _check_continuous(stage.breakpoint, stage.label)
-        self._maps = tuple(self._build(segment) for segment in folded.segments)
+        needed = len(folded.stages) - (not keep_output)
+        self._maps = tuple(self._build(segment) for segment in folded.segments[:needed])
         self._uv = {
             name: (affine.constant.numpy(), np.ascontiguousarray(affine.tangents.numpy().T))
             for name, affine in folded.uv_values.items()
@@ -117,7 +118,7 @@ class VertexValues:
             if matrices:
                 parts = [matrices[output, name] for name in segment.inputs]
                 gain = np.max([part.norm(dim=1).numpy() for part in parts], axis=0)
-                spectral = tuple(_spectral_bound(part) for part in parts)
+                spectral = tuple(_spectral_bound(part, len(self.folded.stages)) for part in parts)
                 frobenius = tuple(float(part.norm()) for part in parts)
                 constant = segment.offsets[output].numpy()  # a graph's own biases included
                 fans = tuple(float((part != 0).sum(dim=1).max()) for part in parts)
@@ -318,10 +319,11 @@ def _check_continuous(breakpoint: Any, label: str) -> None:
         )
 
 
-def _spectral_bound(matrix: Tensor) -> float:
+def _spectral_bound(matrix: Tensor, depth: int) -> float:
     """An upper bound on the spectral norm, the sharpest that is cheap beside the evaluation.
 
-    ||M||^2 <= ||M||_1 ||M||_inf; with G = M M^T also ||M||^(2 p) <= ||G^p||_F, which is off by n^(1 / 4 p) at most.
+    ||M||^2 <= ||M||_1 ||M||_inf; with G = M M^T also ||M||^(2 p) <= ||G^p||_F, which is off by n^(1 / 4 p) at most: in
+    deep networks these factors pile up.
     """
     scale = float(matrix.abs().max())
     if scale == 0:
@@ -333,7 +335,7 @@ def _spectral_bound(matrix: Tensor) -> float:
     if small * matrix.numel() <= _GRAM_PRODUCTS:
         gram = scaled @ scaled.T if matrix.shape[0] <= matrix.shape[1] else scaled.T @ scaled
         power, logarithm = 1, 0.0  # G^power = exp(logarithm) gram
-        for _ in range(_SQUARINGS if small <= _SHARP_WIDTH else 0):
+        for _ in range(_SQUARINGS if depth >= _DEEP and small <= _SHARP_WIDTH else 0):
             norm = float(gram.norm())
             gram = gram / norm
             gram, logarithm, power = gram @ gram, 2 * (logarithm + math.log(norm)), 2 * power

@@ -144,8 +144,10 @@ def _parameter(start, end, start_band, end_band):  # type: ignore[no-untyped-def
     band = start_band + end_band
     if not gap > band:
         return (abs(start) / gap if gap > 0 else 0.5), 1.0
-    # The signs differ, so gap is the true difference: nothing cancels.
-    return abs(start) / gap, band / (gap - band) + 4 * UNIT
+    # The signs differ, so gap is the true difference: nothing cancels. For errors d, e at the ends and s = |start| / gap
+    # the share moves by ((1 - s) d + s e) / (gap - |d| - |e|) at most.
+    share = abs(start) / gap
+    return share, ((1 - share) * start_band + share * end_band) / (gap - band) + 4 * UNIT
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -193,7 +195,7 @@ def cut_edges(  # type: ignore[no-untyped-def]
     """Cut the edges at their crossings: new vertices, numbered along the edges, and the pieces in their order.
 
     ``equal[i]``: crossing i is the same point as crossing i - 1. ``ranks[i]``: number of the point along its edge.
-    ``sources``, ``weights``, ``drift`` and ``point_lines`` hold one row a new vertex.
+    ``sources``, ``weights``, ``drift`` and ``point_lines`` hold one row a new vertex; see `carry`.
     """
     vertex = 0
     piece = 0
@@ -211,7 +213,7 @@ def cut_edges(  # type: ignore[no-untyped-def]
             share = t[i]
             sources[vertex, 0], sources[vertex, 1], sources[vertex, 2], sources[vertex, 3] = a, b, a, a
             weights[vertex, 0], weights[vertex, 1], weights[vertex, 2], weights[vertex, 3] = 1 - share, share, 0.0, 0.0
-            drift[vertex] = spread[i]
+            drift[vertex, 0], drift[vertex, 1], drift[vertex, 2] = spread[i], 0.0, -1.0
             point_lines[vertex, 0] = line[e]
             point_lines[vertex, 1] = -1
             new_first[piece], new_second[piece], new_line[piece] = last, vertices + vertex, line[e]
@@ -336,9 +338,9 @@ def _at_ring(  # type: ignore[no-untyped-def]
     new = vertex - vertices
     a, b = sources[new, 0], sources[new, 1]
     start, end = values[a, column[d]] - threshold[d], values[b, column[d]] - threshold[d]
-    band = gain[d] * max(scale[a], scale[b]) + offset[d]
+    band = gain[d] * (weights[new, 0] * scale[a] + weights[new, 1] * scale[b]) + offset[d]
     size = max(abs(start), abs(end))
-    return weights[new, 0] * start + weights[new, 1] * end, band + drift[new] * abs(end - start) + 4 * UNIT * size
+    return weights[new, 0] * start + weights[new, 1] * end, band + drift[new, 0] * abs(end - start) + 4 * UNIT * size
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -747,7 +749,7 @@ def _chord_of(segment, segment_starts, low, high):  # type: ignore[no-untyped-de
 @njit(cache=True, nogil=True)
 def _combine(new, p, q, share, spread, vertices, sources, weights, drift):  # type: ignore[no-untyped-def]
     """A point on the chord from p to q, each old or on an old edge, as a mean of at most four old vertices."""
-    total = spread
+    drift[new, 0], drift[new, 1], drift[new, 2] = 0.0, 0.0, spread
     for k, vertex, weight in ((0, p, 1 - share), (2, q, share)):
         if vertex < vertices:
             sources[new, k], sources[new, k + 1] = vertex, vertex
@@ -757,42 +759,55 @@ def _combine(new, p, q, share, spread, vertices, sources, weights, drift):  # ty
             for j in range(2):
                 sources[new, k + j] = sources[from_, j]
                 weights[new, k + j] = weight * weights[from_, j]
-            total += drift[from_]
-    drift[new] = min(total, 1.0)
+            drift[new, k >> 1] = drift[from_, 0]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
 def carry(old, old_error, sources, weights, drift, tiny, new, new_error):  # type: ignore[no-untyped-def]
     """Values at new vertices: means of the values at their sources, with a bound on the error (Euclidean norm).
 
-    A mean is zero only where all its sources are: a zero that rounding makes becomes ``tiny``.
-    A vertex that is off by ``drift`` of the way moves by that share of
-    the largest difference between its sources.
+    A new vertex lies on an edge (sources 0, 1), or on a chord between two points, each on an edge (sources 0, 1 and 2, 3)
+    or a vertex itself. ``drift``: by which share of the way it may be off along the first edge, along the second, and along
+    the chord (-1: it lies on an edge). A mean is zero only where all its sources are: a zero that rounding makes becomes
+    ``tiny``.
     """
     zero = old.dtype.type(0)
     for i in range(new.shape[0]):
         a, b, c, d = sources[i, 0], sources[i, 1], sources[i, 2], sources[i, 3]
         p, q, r, s = weights[i, 0], weights[i, 1], weights[i, 2], weights[i, 3]
-        size, apart, apart_end, apart_most = zero, zero, zero, zero
-        if r == 0 and s == 0:
+        size, way, other_way, chord = zero, zero, zero, zero
+        if drift[i, 2] < 0:
             for j in range(old.shape[1]):
                 x, y = old[a, j], old[b, j]
                 value = x + q * (y - x)  # x itself where the two are equal
                 new[i, j] = value if value != 0 or (x == 0 and y == 0) else tiny
                 size += value * value
-                apart += (y - x) * (y - x)
+                way += (y - x) * (y - x)
+            way = np.sqrt(way)
+            error = p * old_error[a] + q * old_error[b] + drift[i, 0] * way
         else:
+            # The ends of the chord, each as one of its sources and a share of the way to the other.
+            near, far = (q / (p + q) if p + q > 0 else zero), (s / (r + s) if r + s > 0 else zero)
             for j in range(old.shape[1]):
                 x, y, z, w = old[a, j], old[b, j], old[c, j], old[d, j]
                 value = x + (q * (y - x) + r * (z - x) + s * (w - x))
                 new[i, j] = value if value != 0 or (x == 0 and y == 0 and z == 0 and w == 0) else tiny
                 size += value * value
-                apart += (y - x) * (y - x)
-                apart_end += (z - x) * (z - x)
-                apart_most += (w - x) * (w - x)
-        error = p * old_error[a] + q * old_error[b] + r * old_error[c] + s * old_error[d]
-        way = np.sqrt(max(apart, apart_end, apart_most))
-        new_error[i] = error + 2 * drift[i] * way + 8 * UNIT * (np.sqrt(size) + way)
+                way += (y - x) * (y - x)
+                other_way += (w - z) * (w - z)
+                across = (z + far * (w - z)) - (x + near * (y - x))
+                chord += across * across
+            way, other_way = np.sqrt(way), np.sqrt(other_way)
+            length = np.sqrt(chord)
+            if p + q == 0:
+                length += way  # where on its edge the end lies is lost
+            if r + s == 0:
+                length += other_way
+            first, second = drift[i, 0] * way, drift[i, 1] * other_way
+            error = p * old_error[a] + q * old_error[b] + r * old_error[c] + s * old_error[d]
+            error += (p + q) * first + (r + s) * second + drift[i, 2] * (length + first + second)
+            way += other_way + length
+        new_error[i] = error + 8 * UNIT * (np.sqrt(size) + way)
 
 
 @njit(cache=True, nogil=True)

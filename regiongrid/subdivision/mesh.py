@@ -16,6 +16,9 @@ from regiongrid.subdivision.rows import Rows
 if TYPE_CHECKING:
     pass
 
+if TYPE_CHECKING:
+    from regiongrid.subdivision.rational import Resolver
+
 Array = NDArray[np.float64]
 Ints = NDArray[np.int32]
 Words = NDArray[np.uint64]
@@ -118,7 +121,7 @@ class Cut:
     old: int  # vertices before the step
     sources: Ints  # [N, 4]
     weights: Array  # [N, 4]
-    drift: Array  # [N]
+    drift: Array  # [N, 3] how far they may be off; see `carry`
     edge_starts: Ints  # [E + 1] first piece of every old edge
     on: Words  # [F', W] decisions that are on in every new polygon
     parents: Ints  # [F'] old polygon
@@ -138,13 +141,14 @@ class Cut:
     def carry(self, rows: Rows, vertices: Ints | None) -> Rows:
         """A value at vertices of the new mesh from the one at the old vertices."""
         if vertices is None:
-            old, chosen = np.arange(self.old), np.arange(self.drift.size)
+            old, chosen = np.arange(self.old), np.arange(len(self.drift))
         else:
             split_at = int(np.searchsorted(vertices, self.old))
             old, chosen = vertices[:split_at].astype(np.int64), vertices[split_at:].astype(np.int64) - self.old
         sources, weights, drift = self.sources[chosen], self.weights[chosen], self.drift[chosen]
         kept = rows.error[old]
-        data, error = np.empty((kept.size + drift.size, rows.data.shape[1])), np.empty(kept.size + drift.size)
+        total = kept.size + len(drift)
+        data, error = np.empty((total, rows.data.shape[1])), np.empty(total)
         np.take(rows.data, old, axis=0, out=data[: kept.size])
         error[: kept.size] = kept
         split.carry(rows.data, rows.error, sources, weights, drift, split.TINY, data[kept.size :], error[kept.size :])
@@ -175,7 +179,7 @@ def survey(mesh: Mesh, signs: Signs) -> tuple[Ints, Words, Words, Ints]:
 
 
 def split_mesh(
-    mesh: Mesh, functions: Functions, signs: Signs, depth: int, line_base: int, resolve: Any
+    mesh: Mesh, functions: Functions, signs: Signs, depth: int, line_base: int, resolve: Resolver
 ) -> tuple[Mesh, Cut]:
     """Split every polygon along the zero lines of all functions that change sign in it.
 
@@ -204,7 +208,7 @@ def split_mesh(
     ranks = np.empty(total, np.int32)
     # Points where chords cross are not counted yet: their rows are appended below.
     sources, weights = np.empty((edge_vertices, 4), np.int32), np.empty((edge_vertices, 4))
-    drift, point_lines = np.empty(edge_vertices), np.empty((edge_vertices, 2), np.int32)
+    drift, point_lines = np.empty((edge_vertices, 3)), np.empty((edge_vertices, 2), np.int32)
     first, second, line = (np.empty(pieces, np.int32) for _ in range(3))
     split.cut_edges(
         mesh.first, mesh.second, mesh.line, offsets, t, spread, equal, old,

@@ -144,8 +144,8 @@ def _parameter(start, end, start_band, end_band):  # type: ignore[no-untyped-def
     band = start_band + end_band
     if not gap > band:
         return (abs(start) / gap if gap > 0 else 0.5), 1.0
-    # The signs differ, so gap is the true difference: nothing cancels. For errors d, e at the ends and s = |start| / gap
-    # the share moves by ((1 - s) d + s e) / (gap - |d| - |e|) at most.
+    # The signs differ, so gap is the true difference: nothing cancels. For errors d, e at the ends and s = start / gap
+    # the share moves by ((1 - s) |d| + s |e|) / (gap - |d| - |e|) at most.
     share = abs(start) / gap
     return share, ((1 - share) * start_band + share * end_band) / (gap - band) + 4 * UNIT
 
@@ -766,10 +766,10 @@ def _combine(new, p, q, share, spread, vertices, sources, weights, drift):  # ty
 def carry(old, old_error, sources, weights, drift, tiny, new, new_error):  # type: ignore[no-untyped-def]
     """Values at new vertices: means of the values at their sources, with a bound on the error (Euclidean norm).
 
-    A new vertex lies on an edge (sources 0, 1), or on a chord between two points, each on an edge (sources 0, 1 and 2, 3)
-    or a vertex itself. ``drift``: by which share of the way it may be off along the first edge, along the second, and along
-    the chord (-1: it lies on an edge). A mean is zero only where all its sources are: a zero that rounding makes becomes
-    ``tiny``.
+    A new vertex lies on an edge (sources 0, 1), or on a chord between two points, each on an edge (sources 0, 1 and
+    2, 3) or a vertex itself. ``drift``: by which share of the way it may be off along the first edge, along the second,
+    and along the chord (-1: it lies on an edge). A mean is zero only where all its sources are: a zero that rounding
+    makes becomes ``tiny``.
     """
     zero = old.dtype.type(0)
     for i in range(new.shape[0]):

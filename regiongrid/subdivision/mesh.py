@@ -14,9 +14,6 @@ from regiongrid.kernels.split import cpu as split
 from regiongrid.subdivision.rows import Rows
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from regiongrid.subdivision.rational import Resolver
 
 Array = NDArray[np.float64]

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 _PROBE_SAFETY = 2.0
 _POWER_STEPS = 8
 _POWER_SAFETY = 1.5
-_DEEP, _SHARP_WIDTH = 5, 128
+_DEEP, _SHARP_WIDTH = 4, 128
 _SQUARINGS = 5
 _GRAM_PRODUCTS = 1 << 28
 
@@ -117,11 +117,11 @@ class VertexValues:
             offset = segment.offsets[output].abs().numpy()
             if matrices:
                 parts = [matrices[output, name] for name in segment.inputs]
-                gain = np.max([part.norm(dim=1).numpy() for part in parts], axis=0)
+                gain = segment.row_norms[output].numpy()
                 spectral = tuple(_spectral_bound(part, len(self.folded.stages)) for part in parts)
                 frobenius = tuple(float(part.norm()) for part in parts)
                 constant = segment.offsets[output].numpy()  # a graph's own biases included
-                fans = tuple(float((part != 0).sum(dim=1).max()) for part in parts)
+                fans = tuple(float(torch.count_nonzero(part, dim=1).max()) for part in parts)
             else:
                 gain = segment.row_norms[output].numpy() * _PROBE_SAFETY
                 parts = []
@@ -322,8 +322,8 @@ def _check_continuous(breakpoint: Any, label: str) -> None:
 def _spectral_bound(matrix: Tensor, depth: int) -> float:
     """An upper bound on the spectral norm, the sharpest that is cheap beside the evaluation.
 
-    ||M||^2 <= ||M||_1 ||M||_inf; with G = M M^T also ||M||^(2 p) <= ||G^p||_F, which is off by n^(1 / 4 p) at most: in
-    deep networks these factors pile up.
+    ||M||^2 <= ||M||_1 ||M||_inf; with G = M M^T also ||M||^(2 p) <= ||G^p||_F, which is off by n^(1 / 4 p) at most. In
+    shallow networks rounding in the last product rules the bound, whatever this one is.
     """
     scale = float(matrix.abs().max())
     if scale == 0:
@@ -332,10 +332,10 @@ def _spectral_bound(matrix: Tensor, depth: int) -> float:
     size = scaled.abs()
     bound = min(float(scaled.norm()), float(size.sum(0).max() * size.sum(1).max()) ** 0.5)
     small = min(matrix.shape)
-    if small * matrix.numel() <= _GRAM_PRODUCTS:
+    if depth >= _DEEP and small * matrix.numel() <= _GRAM_PRODUCTS:
         gram = scaled @ scaled.T if matrix.shape[0] <= matrix.shape[1] else scaled.T @ scaled
         power, logarithm = 1, 0.0  # G^power = exp(logarithm) gram
-        for _ in range(_SQUARINGS if depth >= _DEEP and small <= _SHARP_WIDTH else 0):
+        for _ in range(_SQUARINGS if small <= _SHARP_WIDTH else 0):
             norm = float(gram.norm())
             gram = gram / norm
             gram, logarithm, power = gram @ gram, 2 * (logarithm + math.log(norm)), 2 * power

@@ -23,16 +23,16 @@ from regiongrid.plots import (
     LEVEL,
     MARKS,
     PALETTE,
-    _axes,
-    _draw_title,
-    _frame_slice,
-    _outlines,
-    _page,
-    _picture,
-    _style,
-    _suffix,
+    draw_title,
+    figure_suffix,
+    frame_slice,
+    grid_picture,
+    inch_axes,
+    new_page,
+    polygon_outlines,
     region_colours,
     save_figure,
+    style_axes,
 )
 
 if TYPE_CHECKING:
@@ -87,18 +87,18 @@ def plot_comparison(
         The file cannot be written.
     """
     if path is not None:
-        _suffix(path)
+        figure_suffix(path)
     if res is None:
         res = next((row.res for row in comparison.rows if row.extrapolation_trustworthy), comparison.rows[-1].res)
     missed = comparison.missed(res)
     found = estimate(comparison.network, comparison.slice, res, **comparison._sampling)
     window = _window(comparison, res)
-    figure = _page()
+    figure = new_page()
     facts = f"{res}² pixels miss {missed.size:,}"
-    _draw_title(figure, comparison.network, comparison.slice, len(comparison.exact.regions), facts)
-    _draw_window(_axes(figure, 0.62, 0.5, 3.62, 3.62), comparison, found, window)
-    _draw_overview(_axes(figure, 4.93, 2.84, 1.28, 1.28), comparison, found, window)
-    _draw_errors(_axes(figure, 4.93, 0.5, 2.1, 1.4), comparison)
+    draw_title(figure, comparison.network, comparison.slice, len(comparison.exact.regions), facts)
+    _draw_window(inch_axes(figure, 0.62, 0.5, 3.62, 3.62), comparison, found, window)
+    _draw_overview(inch_axes(figure, 4.93, 2.84, 1.28, 1.28), comparison, found, window)
+    _draw_errors(inch_axes(figure, 4.93, 0.5, 2.1, 1.4), comparison)
     if path is not None:
         save_figure(figure, path)
     return figure
@@ -155,7 +155,7 @@ def _draw_window(ax: Axes, comparison: Comparison, found: Estimate, window: Wind
     ax.imshow(colours[rows], origin="lower", extent=extent, interpolation="nearest")
     missed = _inside(comparison, comparison.missed(found.res), window)
     if missed.size:
-        path = _outlines(polygons, missed)
+        path = polygon_outlines(polygons, missed)
         ax.add_collection(
             PathCollection([path], facecolors=MISSED, edgecolors=MISSED, linewidths=0.9, zorder=2), autolim=False
         )
@@ -167,7 +167,7 @@ def _draw_window(ax: Axes, comparison: Comparison, found: Estimate, window: Wind
         grid = np.meshgrid(centres[left : left + width], centres[low : low + height])
         ax.plot(*(axis.reshape(-1) for axis in grid), ".", markersize=1.4, color=INK, markeredgewidth=0, zorder=4)
     whole = side >= 2 * plane.half_width
-    _frame_slice(ax, plane.half_width, plane.anchors if whole else np.empty((0, 2)))
+    frame_slice(ax, plane.half_width, plane.anchors if whole else np.empty((0, 2)))
     ax.set(xlim=(u, u + side), ylim=(v, v + side))
     if not whole:  # numbers with many digits, for which there is no room otherwise
         ax.tick_params(axis="y", labelrotation=90)
@@ -193,11 +193,11 @@ def _draw_overview(ax: Axes, comparison: Comparison, found: Estimate, window: Wi
     half_width, (u, v, side) = comparison.slice.half_width, window
     colours = np.array([mpl.colors.to_rgb(colour) for colour in PALETTE])
     colours = colours[region_colours(found.regions, found.totals.adjacency)]
-    picture, reach = _picture(found.image.hashes, found.regions.pattern, colours)
+    picture, reach = grid_picture(found.image.hashes, found.regions.pattern, colours)
     far = -half_width + 2 * half_width * reach
     ax.imshow(picture, origin="lower", extent=(-half_width, far, -half_width, far), interpolation="antialiased")
     ax.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width))
-    _style(ax)
+    style_axes(ax)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(NullLocator())
     handles: list[Any] = []
@@ -246,7 +246,7 @@ def _draw_errors(ax: Axes, comparison: Comparison) -> None:
     ax.set_xlabel("pixels along a side", fontsize=_NORMAL, color=INK)
     ax.set_ylabel("relative error", fontsize=_NORMAL, color=INK)
     ax.spines[["top", "right"]].set_visible(False)
-    _style(ax)
+    style_axes(ax)
     ax.legend(
         loc="lower left", bbox_to_anchor=(-0.02, 1.03), frameon=False, fontsize=_SMALL, labelcolor=INK,
         handlelength=1.0, handletextpad=0.5, borderaxespad=0.0, borderpad=0.0, labelspacing=0.25,

@@ -88,11 +88,11 @@ def plot_estimate(estimate: Estimate, path: str | os.PathLike[str] | None = None
         The file cannot be written.
     """
     if path is not None:
-        _suffix(path)
-    figure = _page()
+        figure_suffix(path)
+    figure = new_page()
     regions, facts = estimate.regions, f"{estimate.res} × {estimate.res} pixels"
-    _draw_title(figure, estimate.network, estimate.slice, len(regions), facts)
-    draw_regions(_axes(figure, _LEFT, 0.5, _SIDE, _SIDE), estimate)
+    draw_title(figure, estimate.network, estimate.slice, len(regions), facts)
+    draw_regions(inch_axes(figure, _LEFT, 0.5, _SIDE, _SIDE), estimate)
     pixel_area = estimate.slice.pixel_size(estimate.res) ** 2
     _draw_distributions(figure, regions, step=pixel_area, unresolved=regions.pixels <= SUBPIXEL_PIXELS)
     if path is not None:
@@ -131,11 +131,11 @@ def plot_exact(
         The file cannot be written.
     """
     if path is not None:
-        _suffix(path)
-    figure = _page()
+        figure_suffix(path)
+    figure = new_page()
     regions, plane = exact.regions, exact.slice
-    _draw_title(figure, exact.network, plane, len(regions), "exact polygons")
-    ax = _axes(figure, _LEFT, 0.5, _SIDE, _SIDE)
+    draw_title(figure, exact.network, plane, len(regions), "exact polygons")
+    ax = inch_axes(figure, _LEFT, 0.5, _SIDE, _SIDE)
     colours = region_colours(regions, exact.polygons.sides)
     draw_polygons(ax, exact.polygons, plane.half_width, colours, anchors=plane.anchors)
     if level_set is not None:
@@ -157,10 +157,10 @@ def draw_regions(ax: Axes, estimate: Estimate) -> None:
     half_width = plane.half_width
     colours = np.array([mpl.colors.to_rgb(colour) for colour in PALETTE])
     colours = colours[region_colours(estimate.regions, estimate.totals.adjacency)]
-    picture, side = _picture(estimate.image.hashes, estimate.regions.pattern, colours)
+    picture, side = grid_picture(estimate.image.hashes, estimate.regions.pattern, colours)
     far = -half_width + 2 * half_width * side
     ax.imshow(picture, origin="lower", extent=(-half_width, far, -half_width, far), interpolation="antialiased")
-    _frame_slice(ax, half_width, plane.anchors)
+    frame_slice(ax, half_width, plane.anchors)
 
 
 def draw_polygons(
@@ -198,7 +198,7 @@ def draw_polygons(
     }  # fmt: skip
     fills = [mpl.colors.to_rgb(PALETTE[colour]) for colour in used]
     # Outlines in a polygon's own colour, so that nothing shines through between two, however a viewer draws edges.
-    faces = [_outlines(polygons, np.flatnonzero(chosen == colour)) for colour in used]
+    faces = [polygon_outlines(polygons, np.flatnonzero(chosen == colour)) for colour in used]
     ax.add_collection(PathCollection(faces, facecolors=fills, edgecolors=fills, **style), autolim=False)
     # In one path, coverage adds up to black where sides crowd; bundles of sides far apart let something shine through.
     step = -(-inner.size // _SIDES_PER_PATH)
@@ -206,7 +206,7 @@ def draw_polygons(
     ax.add_collection(
         PathCollection(lines, facecolors="none", edgecolors=INK, capstyle="round", **style), autolim=False
     )
-    _frame_slice(ax, half_width, np.reshape(np.empty(0) if anchors is None else np.asarray(anchors), (-1, 2)))
+    frame_slice(ax, half_width, np.reshape(np.empty(0) if anchors is None else np.asarray(anchors), (-1, 2)))
 
 
 def draw_level_set(ax: Axes, level_set: LevelSet, name: str) -> None:
@@ -304,7 +304,7 @@ def _frame_distribution(ax: Axes, edges: NDArray[np.float64], name: str, log: bo
     ax.set_xlabel(name, fontsize=_NORMAL, color=INK)
     ax.set_ylabel("density per decade" if log else "density", fontsize=_NORMAL, color=INK)
     ax.spines[["top", "right"]].set_visible(False)
-    _style(ax)
+    style_axes(ax)
 
 
 def region_colours(regions: RegionTable, neighbours: Adjacency | Sides) -> NDArray[np.intp]:
@@ -363,7 +363,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     RegiongridError
         The file cannot be written.
     """
-    suffix = _suffix(path)
+    suffix = figure_suffix(path)
     with atomic_path(path) as temporary, mpl.rc_context({"svg.hashsalt": "regiongrid", "pdf.fonttype": 42}):
         if suffix == ".png":
             _save_png(figure, temporary)
@@ -372,7 +372,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
             figure.savefig(temporary, format=suffix[1:], dpi=_DPI[suffix], metadata=undated)
 
 
-def _suffix(path: str | os.PathLike[str]) -> str:
+def figure_suffix(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in _DPI:
         raise InputError(f"a figure is written to a {', '.join(_DPI)} file, got {os.fspath(path)!r}")
@@ -410,7 +410,7 @@ def _with_palette(pixels: NDArray[np.uint8]) -> PillowImage:
     return image
 
 
-def _page() -> Figure:
+def new_page() -> Figure:
     """A figure of the full width of a page, ready to be measured and written."""
     figure = Figure(figsize=(7.2, 4.5), facecolor="white")
     FigureCanvasAgg(figure)
@@ -422,7 +422,7 @@ def _draw_distributions(
 ) -> None:
     if unresolved is None:
         unresolved = np.zeros(len(regions), np.bool_)
-    above, below = _axes(figure, 4.93, 2.4, 2.1, 1.28), _axes(figure, 4.93, 0.5, 2.1, 1.28)
+    above, below = inch_axes(figure, 4.93, 2.4, 2.1, 1.28), inch_axes(figure, 4.93, 0.5, 2.1, 1.28)
     shown = regions.area > 0  # rounding leaves no area of the smallest polygons, which has no place on the axis
     draw_distribution(
         above, regions.area[shown], name="area (input units$^2$)", log=True, step=step, weights=regions.area[shown],
@@ -436,20 +436,20 @@ def _draw_distributions(
         ax.yaxis.set_label_coords(-0.175, 0.5)
 
 
-def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+def inch_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """Axes at a place given in inches."""
     x, y = figure.get_size_inches()
     return figure.add_axes((left / x, bottom / y, width / x, height / y), facecolor="none")
 
 
-def _style(ax: Axes) -> None:
+def style_axes(ax: Axes) -> None:
     ax.tick_params(labelsize=_NORMAL, colors=INK, length=2.5, width=0.6)
     ax.tick_params(which="minor", length=1.5, width=0.5, color=INK)
     for spine in ax.spines.values():
         spine.set(linewidth=0.6, color=INK)
 
 
-def _draw_title(figure: Figure, network: Network, plane: Slice, count: int, method: str) -> None:
+def draw_title(figure: Figure, network: Network, plane: Slice, count: int, method: str) -> None:
     units = [stage.breakpoint.units for stage in network.program.stages]
     layers = "-".join(map(str, units)) if len(units) <= _LISTED_LAYERS else f"{len(units)} layers, {sum(units):,}"
     heading = f"{count:,} region{'s' if count != 1 else ''}"
@@ -489,7 +489,7 @@ def _number(value: float) -> str:
     return rf"${digits}\times10^{{{int(exponent)}}}$"
 
 
-def _frame_slice(ax: Axes, half_width: float, anchors: NDArray[np.float64]) -> None:
+def frame_slice(ax: Axes, half_width: float, anchors: NDArray[np.float64]) -> None:
     """Axes u and v in input units around the slice, and its anchors."""
     ax.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width), aspect="equal")
     exponent = math.floor(math.log10(half_width))
@@ -498,7 +498,7 @@ def _frame_slice(ax: Axes, half_width: float, anchors: NDArray[np.float64]) -> N
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}".replace("-", "\N{MINUS SIGN}")))
         axis.set_label_text(f"{name} ({unit}input units)", fontsize=_NORMAL, color=INK)
-    _style(ax)
+    style_axes(ax)
     _draw_anchors(ax, anchors, half_width)
 
 
@@ -531,7 +531,7 @@ def _label_offset(direction: NDArray[np.float64], place: NDArray[np.float64]) ->
     return float(9 * unit[0]), float(9 * unit[1])
 
 
-def _outlines(polygons: Polygons, rows: NDArray[np.intp]) -> DrawnPath:
+def polygon_outlines(polygons: Polygons, rows: NDArray[np.intp]) -> DrawnPath:
     """The outlines of some polygons as one path."""
     starts, sizes = polygons.starts[rows], np.diff(polygons.starts)[rows] + 1  # the first corner also closes
     ends = np.cumsum(sizes)
@@ -557,7 +557,7 @@ def _unsimplified(points: NDArray[np.float64], codes: NDArray[np.uint8]) -> Draw
     return path
 
 
-def _picture(
+def grid_picture(
     hashes: NDArray[np.uint64],  # [res, res]
     patterns: NDArray[np.uint64],  # [n]
     colours: NDArray[np.float64],  # [n, 3]

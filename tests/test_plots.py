@@ -195,7 +195,7 @@ def test_crossings_count_the_unequal_pairs_of_each_block(monkeypatch: pytest.Mon
 def test_picture_shows_each_region_in_its_colour_with_a_dark_boundary(res: int) -> None:
     hashes = np.full((res, res), 7, np.uint64)
     hashes[:, res // 2 :] = 3
-    picture, side = plots._picture(hashes, np.array([7, 3], np.uint64), PIXELS[[5, 6]] / 255)
+    picture, side = plots.grid_picture(hashes, np.array([7, 3], np.uint64), PIXELS[[5, 6]] / 255)
     assert 1000 <= len(picture) <= 2000
     assert side == pytest.approx(1, abs=3 / res if res > 2000 else 1e-12)
     line = round(len(picture) / side * (res // 2) / res)
@@ -213,7 +213,7 @@ def test_crowded_places_are_darker_but_never_black() -> None:
     hashes = np.broadcast_to(keys(2000)[number], (res, res)).copy()
     regions, totals = measure_regions(hashes, 1.0)
     colours = PIXELS[plots.region_colours(regions, totals.adjacency)] / 255
-    picture, _ = plots._picture(hashes, regions.pattern, colours)
+    picture, _ = plots.grid_picture(hashes, regions.pattern, colours)
     light = picture.mean(axis=(0, 2))
     sparse, crowded = light[: len(light) // 2 - 2].mean(), light[len(light) // 2 + 2 :].mean()
     assert INK.mean() + 60 < crowded < sparse - 25
@@ -224,7 +224,7 @@ def test_a_large_image_is_reduced_in_little_memory() -> None:
     hashes = np.broadcast_to(np.repeat(keys(64), res // 64), (res, res))  # takes no memory itself
     patterns = np.unique(hashes[0])
     tracemalloc.start()
-    plots._picture(hashes, patterns, np.zeros((64, 3)))
+    plots.grid_picture(hashes, patterns, np.zeros((64, 3)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * res * res, f"{peak / 1e6:.0f} MB; an RGB array of the image alone would be {3 * res**2 / 1e6:.0f}"

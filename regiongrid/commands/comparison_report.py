@@ -10,16 +10,16 @@ from rich.text import Text
 
 from regiongrid.commands.report import (
     Facts,
-    _add_network,
-    _caution,
-    _count,
-    _data,
-    _ending,
-    _number,
-    _numbers,
-    _print,
-    _seconds,
-    _sections,
+    add_network,
+    caution_line,
+    count_of,
+    data_line,
+    ending_lines,
+    number_text,
+    numbers_text,
+    print_out,
+    seconds_text,
+    sections_table,
 )
 
 _RESOLVED = 100  # pixels from which on the area of a region is reported
@@ -34,9 +34,9 @@ _NAMES = {
 def print_comparison(summary: Facts, out: Path | None = None) -> None:
     """Print the report of a run, an object of schema regiongrid.comparison/1, on stdout."""
     slices = summary["slices"]
-    head = _sections()
-    _add_network(head, summary["network"])
-    data = _data(summary["settings"])
+    head = sections_table()
+    add_network(head, summary["network"])
+    data = data_line(summary["settings"])
     if data is not None:
         head.add_row("Data", Text(data))
     for note in summary["notes"]:
@@ -48,27 +48,27 @@ def print_comparison(summary: Facts, out: Path | None = None) -> None:
         f"Errors are grid / exact - 1. Area: at least 95 of 100 regions of {_RESOLVED} or more pixels are within it. "
         "Order: error as a power of the pixel size; none where the sign of the error changes."
     )
-    _print(Group(*parts, Text(), Text(note, style="dim"), _ending(summary, out)))
+    print_out(Group(*parts, Text(), Text(note, style="dim"), ending_lines(summary, out)))
 
 
 def _one_comparison(name: str, one: Facts) -> RenderableType:
-    head, tail = _sections(), _sections()
+    head, tail = sections_table(), sections_table()
     head.add_row(name, Text(one["slice"]["description"]))
-    half_width, area = _number(one["slice"]["half_width"]), _number(one["domain_area"])
+    half_width, area = number_text(one["slice"]["half_width"]), number_text(one["domain_area"])
     head.add_row("", f"half-width {half_width} input units, area {area}")
-    length = _number(one["boundary"]["length"])
-    head.add_row("Exact", f"{_count(one['regions'], 'region')}, boundary length {length} input units")
+    length = number_text(one["boundary"]["length"])
+    head.add_row("Exact", f"{count_of(one['regions'], 'region')}, boundary length {length} input units")
     rows = one["resolutions"]
     tail.add_row("Spurious", _spurious(rows))
     tail.add_row("Area bracket", _bracket(rows))
     for number, (quantity, label) in enumerate(_NAMES.items()):
         text = f"{label}: {_recommended(one['recommended'][quantity])}"
         tail.add_row(f"Within {_share(one['accuracy'])}" if number == 0 else "", text)
-    return Group(Text(), head, Text(), _table(one), Text(), tail, *(_caution(text) for text in one["warnings"]))
+    return Group(Text(), head, Text(), _table(one), Text(), tail, *(caution_line(text) for text in one["warnings"]))
 
 
 def _table(one: Facts) -> Table:
-    table = _numbers(
+    table = numbers_text(
         "Grid", "\nregions", "count\nerror", "extra-\npolated", "missed\narea", "length\nerror", "extra-\npolated",
         "area\nerror", "\nseconds",
     )  # fmt: skip
@@ -83,10 +83,10 @@ def _table(one: Facts) -> Table:
             _signed(row["boundary_error"]),
             _signed(row["boundary_extrapolated_error"]),
             _area_error(row),
-            _seconds(row["seconds_grid"]),
+            seconds_text(row["seconds_grid"]),
             end_section=number == len(rows) - 1,
         )
-    table.add_row("exact", f"{one['regions']:,}", "", "", "", "", "", "", _seconds(one["seconds"]["exact"]))
+    table.add_row("exact", f"{one['regions']:,}", "", "", "", "", "", "", seconds_text(one["seconds"]["exact"]))
     fits = [
         orders[name] for name in ("regions", "regions_extrapolated", "missed_area", "boundary", "boundary_extrapolated")
     ]
@@ -103,7 +103,7 @@ def _spurious(rows: list[Facts]) -> str:
     most = max(rows, key=lambda row: int(row["spurious"]))
     if most["spurious"] == 0:
         return "none: every pattern on the grids is that of a polygon"
-    patterns = f"up to {_count(most['spurious'], 'pattern')} of no polygon (at {most['res']} pixels)"
+    patterns = f"up to {count_of(most['spurious'], 'pattern')} of no polygon (at {most['res']} pixels)"
     unexplained = max(row["spurious_unexplained"] for row in rows)
     return f"{patterns}, {unexplained or 'none'} unexplained by pixel centres on a boundary"
 
@@ -115,7 +115,7 @@ def _bracket(rows: list[Facts]) -> str:
         count = row[f"{end}_violations"]
         if count:
             excess = max(float(each[f"{end}_excess"]) for each in rows)
-            regions = f"up to {_count(count, 'region')} at one resolution"
+            regions = f"up to {count_of(count, 'region')} at one resolution"
             texts.append(f"{regions} {side} end, by at most {excess:.3g} pixel areas")
     return "; ".join(texts) or "holds for every region at every resolution"
 

@@ -45,20 +45,20 @@ def print_summary(summary: Facts, out: Path | None = None) -> None:
     """Print the report of a run, an object of schema regiongrid.summary/1, on stdout."""
     slices: Sequence[Facts] = summary["slices"]
     if len(slices) == 1:
-        body = _one_slice(summary["network"], slices[0], summary["notes"], _data(summary["settings"]))
+        body = _one_slice(summary["network"], slices[0], summary["notes"], data_line(summary["settings"]))
     else:
-        body = _several_slices(summary["network"], slices, summary["notes"], _data(summary["settings"]))
-    _print(Group(body, _ending(summary, out)))
+        body = _several_slices(summary["network"], slices, summary["notes"], data_line(summary["settings"]))
+    print_out(Group(body, ending_lines(summary, out)))
 
 
 def print_environment(facts: Facts, meanings: Mapping[str, str]) -> None:
     """Print what `regiongrid env` found; ``meanings`` says what each environment variable is for."""
-    table = _sections()
+    table = sections_table()
     for name, version in facts["versions"].items():
         table.add_row(name, version or "not installed")
     table.add_row("", "")
     table.add_row("system", facts["platform"])
-    table.add_row("CPU", f"{_count(facts['cpu_cores'], 'core')} usable, torch runs {facts['torch_threads']} threads")
+    table.add_row("CPU", f"{count_of(facts['cpu_cores'], 'core')} usable, torch runs {facts['torch_threads']} threads")
     memory = facts["memory_available"]
     table.add_row("memory", "unknown" if memory is None else f"{_bytes(memory)} available")
     devices = [f"{device['name']}, {_bytes(device['memory'])}" for device in facts["cuda_devices"]]
@@ -67,22 +67,24 @@ def print_environment(facts: Facts, meanings: Mapping[str, str]) -> None:
     table.add_row("numba cache", facts["numba_cache"] or "none; set NUMBA_CACHE_DIR to a folder that can be written")
     for name, value in facts["variables"].items():
         table.add_row(name, f"{'not set' if value is None else value} ({meanings[name]})")
-    _print(table)
+    print_out(table)
 
 
-def _data(settings: Facts) -> str | None:
+def data_line(settings: Facts) -> str | None:
     split = settings["split"]
     return settings["data"] if split is None else f"{settings['data']}, split {split}"
 
 
 def _one_slice(network: Facts, one: Facts, notes: Sequence[str] = (), data: str | None = None) -> RenderableType:
-    head = _sections()
-    _add_network(head, network)
+    head = sections_table()
+    add_network(head, network)
     if data is not None:
         head.add_row("Data", Text(data))
     where = one["slice"]
     head.add_row("Slice", Text(where["description"]))
-    head.add_row("", f"half-width {_number(where['half_width'])} input units, area {_number(one['domain_area'])}")
+    head.add_row(
+        "", f"half-width {number_text(where['half_width'])} input units, area {number_text(one['domain_area'])}"
+    )
     for note in notes:
         head.add_row("", Text(note, style="yellow"))
     if _on_grid(one):
@@ -97,7 +99,7 @@ def _one_slice(network: Facts, one: Facts, notes: Sequence[str] = (), data: str 
     if "by_layer" in one:
         parts += [Text(), _layers(network, [one])]
     for warning in one["warnings"]:
-        parts += [_caution(warning)]
+        parts += [caution_line(warning)]
     return Group(*parts)
 
 
@@ -106,31 +108,31 @@ def _on_grid(one: Facts) -> bool:
     return "res" in one
 
 
-def _sections() -> Table:
+def sections_table() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(min_width=_LABEL_WIDTH, style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     return table
 
 
-def _add_network(table: Table, network: Facts) -> None:
+def add_network(table: Table, network: Facts) -> None:
     shape = " x ".join(map(str, network["input_shape"]))
     widths = [str(layer["units"]) for layer in network["layers"]]
     if len(widths) > _SHOWN_WIDTHS:
         widths = [*widths[: _SHOWN_WIDTHS - 2], "...", widths[-1]]
-    layers = _count(len(network["layers"]), "layer")
+    layers = count_of(len(network["layers"]), "layer")
     table.add_row("Network", Text(network["source"]))
-    table.add_row("", f"input {shape}, {_count(network['units'], 'unit')} in {layers} ({', '.join(widths)})")
+    table.add_row("", f"input {shape}, {count_of(network['units'], 'unit')} in {layers} ({', '.join(widths)})")
     for note in network["notes"]:
         table.add_row("", Text(note, style="dim"))
 
 
 def _add_grid(table: Table, one: Facts) -> None:
     guard = one["guard"]
-    table.add_row("Grid", f"{one['res']} x {one['res']} pixels, {_number(one['pixel_size'])} input units each")
+    table.add_row("Grid", f"{one['res']} x {one['res']} pixels, {number_text(one['pixel_size'])} input units each")
     table.add_row("", f"{_percent(one['evaluated_share'])} of the pixels evaluated ({one['sampling']} sampling)")
     share = f" ({_percent(guard['reevaluated_share'])} of the pixels)" if guard["reevaluated"] else ""
-    again = _count(guard["reevaluated"], "point") + share
+    again = count_of(guard["reevaluated"], "point") + share
     if guard["dtype"] == "float64":
         table.add_row("", f"in float64; {again} within rounding error of a boundary")
     else:
@@ -141,33 +143,33 @@ def _add_counts(table: Table, one: Facts) -> None:
     table.add_row("Regions", f"{one['regions']:,}")
     table.add_row("Extrapolated", _extrapolated(one))
     table.add_row("Components", f"{one['components']:,} connected pieces on the grid")
-    table.add_row("Boundary", f"{_boundary(one)}, {_count(one['boundary']['pixels'], 'pixel')}")
+    table.add_row("Boundary", f"{_boundary(one)}, {count_of(one['boundary']['pixels'], 'pixel')}")
     table.add_row("Mixed cells", f"{_percent(one['mixed_share'])} of the area is in cells that a boundary crosses")
 
 
 def _add_polygons(table: Table, one: Facts) -> None:
-    polygons, sides = _count(one["regions"], "polygon"), _count(one["sides_total"], "side")
-    table.add_row("Exact", f"{polygons}, {sides}, {_count(one['points'], 'point')}")
+    polygons, sides = count_of(one["regions"], "polygon"), count_of(one["sides_total"], "side")
+    table.add_row("Exact", f"{polygons}, {sides}, {count_of(one['points'], 'point')}")
     table.add_row("", _decided_exactly([one]))
 
 
 def _decided_exactly(slices: Sequence[Facts]) -> str:
     undecided, signs = (sum(one["effort"][name] for one in slices) for name in ("undecided", "signs"))
-    return f"{undecided:,} of {_count(signs, 'sign')} too close to call, decided exactly"
+    return f"{undecided:,} of {count_of(signs, 'sign')} too close to call, decided exactly"
 
 
 def _add_exact_counts(table: Table, one: Facts) -> None:
     table.add_row("Regions", f"{one['regions']:,}")
     if "linear_regions" in one:
-        table.add_row("Linear", f"{_count(one['linear_regions'], 'linear region')} of the function itself")
+        table.add_row("Linear", f"{count_of(one['linear_regions'], 'linear region')} of the function itself")
     table.add_row("Boundary", _boundary(one))
     if "decision_boundary" in one:
-        table.add_row("Decision", f"boundary of length {_number(one['decision_boundary']['length'])} input units")
+        table.add_row("Decision", f"boundary of length {number_text(one['decision_boundary']['length'])} input units")
 
 
 def _boundary(one: Facts) -> str:
     boundary = one["boundary"]
-    return f"length {_number(boundary['length'])} input units, {_number(boundary['density'])} per unit area"
+    return f"length {number_text(boundary['length'])} input units, {number_text(boundary['density'])} per unit area"
 
 
 def _extrapolated(one: Facts) -> Text:
@@ -181,7 +183,7 @@ def _extrapolated(one: Facts) -> Text:
 
 
 def _statistics(one: Facts) -> Table:
-    table = _numbers("Per region", *_STATISTICS)
+    table = numbers_text("Per region", *_STATISTICS)
     for name, label in _MEASURED.items():
         if name in one:
             table.add_row(label, *(_digits(one[name][statistic]) for statistic in _STATISTICS))
@@ -205,15 +207,15 @@ def _layers(network: Facts, slices: Sequence[Facts]) -> Table:
             "1" if k == 0 else f"1 to {k + 1}",
             Text(rows[0]["operator"]),
             f"{layer['units']:,}",
-            f"{rows[0]['regions']:,}" if len(rows) == 1 else _number(regions),
-            *(_number(mean(row[name] for row in rows)) for name in lengths),
+            f"{rows[0]['regions']:,}" if len(rows) == 1 else number_text(regions),
+            *(number_text(mean(row[name] for row in rows)) for name in lengths),
         )
     return table
 
 
 def _several_slices(network: Facts, slices: Sequence[Facts], notes: Sequence[str], data: str | None) -> RenderableType:
-    head = _sections()
-    _add_network(head, network)
+    head = sections_table()
+    add_network(head, network)
     if data is not None:
         head.add_row("Data", Text(data))
     head.add_row("Slices", Text("\n".join(_descriptions(slices))))
@@ -223,7 +225,7 @@ def _several_slices(network: Facts, slices: Sequence[Facts], notes: Sequence[str
     if _on_grid(first):
         head.add_row("Grid", f"{first['res']} x {first['res']} pixels a slice, {first['sampling']} sampling")
     else:
-        head.add_row("Exact", f"{_count(sum(one['regions'] for one in slices), 'polygon')} in all")
+        head.add_row("Exact", f"{count_of(sum(one['regions'] for one in slices), 'polygon')} in all")
         head.add_row("", _decided_exactly(slices))
     parts: list[RenderableType] = [head, Text(), _slice_rows(slices)]
     parts.append(Text("Lengths are in input units; mean and std (n - 1) are over the slices.", style="dim"))
@@ -240,14 +242,14 @@ def _descriptions(slices: Sequence[Facts]) -> list[str]:
 
 def _slice_rows(slices: Sequence[Facts]) -> Table:
     numbers = [_slice_numbers(one) for one in slices]
-    table = _numbers("Slice", *numbers[0])
+    table = numbers_text("Slice", *numbers[0])
     for number, (one, row) in enumerate(zip(slices, numbers)):
         mark = Text(f"{number} !", style="yellow") if one["warnings"] else Text(f"{number}")
-        cells = (_number(value, 3) for value in row.values())
+        cells = (number_text(value, 3) for value in row.values())
         table.add_row(mark, *cells, end_section=number == len(slices) - 1)
     columns = list(zip(*(row.values() for row in numbers)))
-    table.add_row("mean", *(_number(mean(column), 3) for column in columns))
-    table.add_row("std", *(_number(stdev(column), 3) for column in columns))
+    table.add_row("mean", *(number_text(mean(column), 3) for column in columns))
+    table.add_row("std", *(number_text(stdev(column), 3) for column in columns))
     return table
 
 
@@ -272,18 +274,20 @@ def _warnings_by_slice(slices: Sequence[Facts]) -> list[RenderableType]:
     warned = [number for number, one in enumerate(slices) if one["warnings"]]
     if not warned:
         return []
-    parts: list[RenderableType] = [_caution(f"Slice {warned[0]}: {text}") for text in slices[warned[0]]["warnings"]]
+    parts: list[RenderableType] = [caution_line(f"Slice {warned[0]}: {text}") for text in slices[warned[0]]["warnings"]]
     if len(warned) > 1:
-        parts.append(_caution(f"{len(warned)} of {len(slices)} slices (marked !) have warnings; see --json or --out."))
+        parts.append(
+            caution_line(f"{len(warned)} of {len(slices)} slices (marked !) have warnings; see --json or --out.")
+        )
     return parts
 
 
-def _ending(summary: Facts, out: Path | None) -> RenderableType:
+def ending_lines(summary: Facts, out: Path | None) -> RenderableType:
     """Incompleteness, files and time."""
-    table = _sections()
+    table = sections_table()
     table.add_row("", "")
     if not summary["complete"]:
-        finished = _count(len(summary["slices"]), "slice")
+        finished = count_of(len(summary["slices"]), "slice")
         table.add_row("Incomplete", Text(f"only {finished} finished, the rest did not run", style="yellow"))
     if out is not None:
         table.add_row("Written", _written(summary["slices"], out))
@@ -291,8 +295,8 @@ def _ending(summary: Facts, out: Path | None) -> RenderableType:
     total = seconds.pop("total")
     if "evaluate" in seconds:
         seconds["evaluate"] += seconds.pop("fold", 0.0)
-    parts = ", ".join(f"{name} {_seconds(value)}" for name, value in seconds.items())
-    table.add_row("Time", f"{_seconds(total)} s: {parts}")
+    parts = ", ".join(f"{name} {seconds_text(value)}" for name, value in seconds.items())
+    table.add_row("Time", f"{seconds_text(total)} s: {parts}")
     return table
 
 
@@ -305,13 +309,13 @@ def _written(slices: Sequence[Facts], out: Path) -> Text:
     return Text(text)
 
 
-def _caution(sentence: str) -> RenderableType:
+def caution_line(sentence: str) -> RenderableType:
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_row(Text("!", style="yellow"), Text(sentence, overflow="fold"))
     return Padding(table, (1, 0, 0, 0))
 
 
-def _numbers(label: str, *columns: str) -> Table:
+def numbers_text(label: str, *columns: str) -> Table:
     """A table of numbers: one column of labels, the rest to the right. A number is folded rather than cut off."""
     table = Table(box=_RULED, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column(label, vertical="bottom", no_wrap=True)
@@ -320,7 +324,7 @@ def _numbers(label: str, *columns: str) -> Table:
     return table
 
 
-def _number(value: float, digits: int = 4) -> str:
+def number_text(value: float, digits: int = 4) -> str:
     """Whole numbers in full, others to so many significant digits and at least to the point."""
     if isinstance(value, int) or 10**digits - 0.5 <= abs(value) < 1e12:
         return f"{value:,.0f}"
@@ -329,14 +333,14 @@ def _number(value: float, digits: int = 4) -> str:
 
 def _digits(value: float) -> str:
     """Always four significant digits, so that a column of them is easy to compare."""
-    return f"{value:#.4g}" if 1e-4 <= abs(value) < 9999.5 else _number(value)
+    return f"{value:#.4g}" if 1e-4 <= abs(value) < 9999.5 else number_text(value)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _seconds(value: float) -> str:
+def seconds_text(value: float) -> str:
     return f"{value:.2f}" if value < 0.95 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
@@ -344,11 +348,11 @@ def _bytes(size: int) -> str:
     return f"{size / 1e9:.3g} GB"
 
 
-def _count(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
-def _print(content: RenderableType) -> None:
+def print_out(content: RenderableType) -> None:
     if sys.stdout.isatty():
         Console(highlight=False, markup=False, emoji=False).print(content)
     else:

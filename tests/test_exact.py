@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -600,18 +598,6 @@ def test_errors_name_what_is_wrong() -> None:
     cut = rg.load_network(ConvNet().eval(), input_shape=(1, 6, 6))
     with pytest.raises(rg.InputError, match="softmax"):
         exact(cut, random_slice(36, 0.05, 0)).linear_regions()
-
-
-def test_exact_is_a_function_whatever_was_imported_before() -> None:
-    """The folder and the function share a name; importing a module of the folder must not hide the function."""
-    script = (
-        "import regiongrid.subdivision.polygons, regiongrid as rg, torch; "
-        "module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()); "
-        "print(len(rg.exact(module, rg.Slice.square(1e6)).regions))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 7
 
 
 def test_all_degenerate_families_are_seen() -> None:

@@ -472,6 +472,18 @@ def _before(position, low, high, other, chord_from, chord_to, entry_low, entry_h
 
 
 @njit(cache=True, nogil=True)
+def _keys_of(bits, keys):  # type: ignore[no-untyped-def]
+    """XOR of the keys of all decisions whose bit is set."""
+    value = np.uint64(0)
+    for w in range(bits.size):
+        word = bits[w]
+        while word != 0:
+            value ^= keys[64 * w + np.int64(_lowest_bit(word))]
+            word &= word - _ONE
+    return value
+
+
+@njit(cache=True, nogil=True)
 def trace(  # type: ignore[no-untyped-def]
     first, second, starts, halves, positive, negative, on, cuts, edge_starts, vertices, keys, stage_depth, line_base,
     ring, ring_halves, ring_starts, chord_starts, chord_decision, chord_from, chord_to, chord_twin,
@@ -520,14 +532,8 @@ def trace(  # type: ignore[no-untyped-def]
                 new_halves[out] = 2 * edge_starts[half >> 1] + (half & 1)
                 out += 1
             new_starts[child + 1] = out
-            value = hashes[face]
-            for w in range(words):
-                word = on[face, w]
-                new_on[child, w] = word
-                while word != 0:
-                    value ^= keys[64 * w + np.int64(_lowest_bit(word))]
-                    word &= word - _ONE
-            new_hashes[child] = value
+            new_on[child] = on[face]
+            new_hashes[child] = hashes[face] ^ _keys_of(on[face], keys)
             new_depths[child] = depths[face]
             parents[child] = face
             continue
@@ -674,13 +680,8 @@ def trace(  # type: ignore[no-untyped-def]
             return face
         # Hash and signs: of the piece at the ring's first edge from the signs, of the others across the chords.
         known[:count] = False
-        start_hash = hashes[face]
-        for w in range(words):
-            word = on[face, w]
-            new_on[child, w] = word
-            while word != 0:
-                start_hash ^= keys[64 * w + np.int64(_lowest_bit(word))]
-                word &= word - _ONE
+        start_hash = hashes[face] ^ _keys_of(on[face], keys)
+        new_on[child] = on[face]
         for c in range(low, high):
             d = chord_decision[c]
             w, mark = d >> 6, _ONE << np.uint64(d & 63)

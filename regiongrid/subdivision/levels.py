@@ -23,9 +23,6 @@ class CutLevel:
         default_factory=dict, repr=False
     )  # exact affine maps of polygons, as they are asked for
 
-    def is_on(self, face: int, decision: int) -> bool:
-        return bool(int(self.on[face, decision >> 6]) >> (decision & 63) & 1)
-
 
 @dataclass(frozen=True, eq=False)
 class PickLevel:

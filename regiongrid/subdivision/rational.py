@@ -170,8 +170,8 @@ class Rationals:
 
     def decision(self, levels: Sequence[Level], face: int, stage: int, decision: int) -> Form:
         """The form of a decision of ``stage`` on a polygon behind ``levels``: positive where it is on."""
-        z, rounds = self._before(levels, face, stage)
-        breakpoint = self.folded.stages[stage].breakpoint
+        before, rounds = self._before(levels, face, stage)
+        z, breakpoint = self._preactivations(before, stage), self.folded.stages[stage].breakpoint
         if isinstance(breakpoint, Piecewise):
             units = breakpoint.units
             threshold = float(breakpoint.thresholds[decision // units, decision % units])
@@ -181,14 +181,15 @@ class Rationals:
             scale = max(z.scale, scale_of(np.array([threshold])))
             lift = scale - z.scale
             return (c << lift) - _whole(threshold, scale), a << lift, b << lift
-        first, second = self.tournaments[stage].opponents(decision, rounds)
-        one, two = z[first], z[second]
+        one, two = (z[int(j)] for j in self.tournaments[stage].opponents(np.array([decision]), rounds)[0])
         sign = breakpoint.sign
         return tuple(sign * (y - x) for x, y in zip(one, two))  # type: ignore[return-value]
 
-    def _before(self, levels: Sequence[Level], face: int, stage: int) -> tuple[Forms, list[tuple[CutLevel, int]]]:
-        """Pre-activations of ``stage`` on a polygon, and the rounds of the stage that are decided, first to last."""
-        rounds: list[tuple[CutLevel, int]] = []
+    def _before(
+        self, levels: Sequence[Level], face: int, stage: int
+    ) -> tuple[dict[str, Forms], list[NDArray[np.uint64]]]:
+        """Values in front of ``stage`` on a polygon, and its decisions in the stage's rounds so far, [1, W] each."""
+        rounds: list[NDArray[np.uint64]] = []
         i = len(levels) - 1
         while i >= 0:
             level = levels[i]
@@ -197,13 +198,15 @@ class Rationals:
             elif isinstance(level, AliasLevel):
                 pass
             elif level.stage == stage:
-                rounds.append((level, face))
+                rounds.append(level.on[face : face + 1])
                 face = int(level.parents[face])
             else:
                 break
             i -= 1
-        forms = self._after(levels[: i + 1], face)
-        return _joined([forms[name] for name in self.folded.stages[stage].preactivations]), rounds[::-1]
+        return self._after(levels[: i + 1], face), rounds[::-1]
+
+    def _preactivations(self, forms: dict[str, Forms], stage: int) -> Forms:
+        return _joined([forms[name] for name in self.folded.stages[stage].preactivations])
 
     def _after(self, levels: Sequence[Level], face: int) -> dict[str, Forms]:
         """All values behind the stage of the last level, a `CutLevel`, on one of its polygons."""
@@ -218,19 +221,15 @@ class Rationals:
 
     def _step(self, levels: Sequence[Level], level: CutLevel, face: int) -> dict[str, Forms]:
         stage = self.folded.stages[level.stage]
-        z, rounds = self._before(levels, face, level.stage)
-        before = levels[: len(levels) - 1]
-        origin = int(level.parents[face])
-        while before and not (isinstance(before[-1], CutLevel) and before[-1].stage != level.stage):
-            last = before[-1]
-            if not isinstance(last, AliasLevel):
-                origin = int(last.faces[origin] if isinstance(last, PickLevel) else last.parents[origin])
-            before = before[:-1]
-        forms = dict(self._after(before, origin))
+        before, rounds = self._before(levels, face, level.stage)
+        z = self._preactivations(before, level.stage)
+        forms = dict(before)
         if isinstance(stage.breakpoint, Piecewise):
             forms[stage.value] = _activated(z, stage.breakpoint, level, face)
         else:
-            forms[stage.value] = Forms(z.limbs[self.tournaments[level.stage].winning_inputs(rounds)], z.scale)
+            (winners,) = self.tournaments[level.stage].winners(rounds, 1)
+            entries = stage.breakpoint.windows[np.arange(winners.size), winners]
+            forms[stage.value] = Forms(z.limbs[entries], z.scale)
         if level.stage < len(self.folded.segments):
             segment = self.folded.segments[level.stage]
             if segment.outputs:

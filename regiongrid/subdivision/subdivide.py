@@ -307,8 +307,8 @@ class Subdivision:
         for r in range(tournament.rounds):
             before = block.levels
             cut = self._cut(block, tournament.functions(r, slots), k, tournament.pairs(r))
-            opponents = tournament.meeting(cut.chord_decision, _decided(before[levels:], cut.chord_face))
-            lines.append(np.concatenate([parents[cut.chord_face][:, None], opponents], axis=1))
+            opponents = tournament.opponents(cut.chord_decision, _decided(before[levels:], cut.chord_face))
+            lines.append(np.concatenate([parents[cut.chord_face][:, None], np.sort(opponents, axis=1)], axis=1))
             parents = parents[cut.parents]
             slots = tournament.play(r, cut.carry(slots, None))
             others = {name: cut.carry(value, None) for name, value in others.items()}

@@ -7,12 +7,12 @@ early round also run where neither of the two wins in the end; those are dissolv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regiongrid.network.program import Maximum
-from regiongrid.subdivision.levels import CutLevel
 from regiongrid.subdivision.mesh import Functions
 from regiongrid.subdivision.rows import Bound, Rows
 
@@ -102,36 +102,17 @@ class Tournament:
         """The values that the windows pass."""
         return Rows(self.breakpoint.sign * slots.data + 0.0, slots.error)  # no negative zeros
 
-    def _winner(self, unit: int, slot: int, rounds: Sequence[tuple[CutLevel, int]]) -> int:
-        """Round-0 slot of who reached a slot behind these rounds."""
-        for r in range(len(rounds) - 1, -1, -1):
-            level, face = rounds[r]
-            pairs = self.pairs(r)
-            slot = 2 * slot + (slot < pairs and level.is_on(face, unit * pairs + slot))
-        return int(slot)
-
-    def opponents(self, decision: int, rounds: Sequence[tuple[CutLevel, int]]) -> tuple[int, int]:
-        """The pre-activations that a decision of the next round compares, on a polygon with these rounds decided."""
-        unit, slot = divmod(decision, self.pairs(len(rounds)))
-        first, second = (self.entries[unit, self._winner(unit, s, rounds)] for s in (2 * slot, 2 * slot + 1))
-        return int(first), int(second)
-
-    def winning_inputs(self, rounds: Sequence[tuple[CutLevel, int]]) -> NDArray[np.int64]:
-        """The pre-activation that each window passes, all rounds decided."""
-        winners = [self.entries[unit, self._winner(unit, 0, rounds)] for unit in range(len(self.entries))]
-        return np.array(winners, np.int64)
-
     def winners(self, on: Sequence[NDArray[np.uint64]], faces: int) -> NDArray[np.int64]:
         """Position in its window of the winner of every unit, [F, units]; ``on`` [F, W] of each round."""
         units = np.broadcast_to(np.arange(len(self.entries)), (faces, len(self.entries)))
         slot = self._reached(units, np.zeros_like(units), on)
         return np.take_along_axis(self.order[units], slot[..., None], axis=2)[..., 0]
 
-    def meeting(self, decision: NDArray[np.int32], on: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:
-        """The two pre-activations that decision i compares, ascending, [n, 2]; ``on`` [n, W] of the rounds before."""
+    def opponents(self, decision: NDArray[Any], on: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:
+        """The two pre-activations that decision i compares, [n, 2]; ``on`` [n, W] of the rounds before."""
         unit, slot = np.divmod(decision.astype(np.int64)[:, None], self.pairs(len(on)))
         seat = self._reached(np.repeat(unit, 2, axis=1), 2 * slot + np.arange(2), on)
-        return np.sort(self.entries[unit, seat], axis=1)
+        return self.entries[unit, seat]
 
     def _reached(
         self, unit: NDArray[np.int64], slot: NDArray[np.int64], on: Sequence[NDArray[np.uint64]]

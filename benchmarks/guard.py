@@ -11,6 +11,7 @@ from numba import njit
 
 from benchmarks.cases import CASES, folded
 from benchmarks.harness import Row, alternate
+from regiongrid.kernels.pattern_hash import take_tensors
 from regiongrid.kernels.threads import Workers, cpu_count
 from regiongrid.network.on_slice import SliceProgram
 from regiongrid.resources import one_torch_thread
@@ -40,13 +41,14 @@ def unguarded_and_guarded(program: SliceProgram) -> tuple[float, float]:
     """Median seconds for the same random points: signs as float32 has them, and guarded, calibration left out."""
     half_width = program.slice.half_width
     points = np.random.default_rng(1).uniform(-half_width, half_width, (_POINTS, 2))
+    tensor = torch.from_numpy(points)
     guarded = GuardedEvaluator(program, "float32")
     bare = PatternEvaluator(program, torch.float32, np.zeros(len(program.stages)))
-    bare._stages = tuple(replace(stage, kernel=relu_without_guard) for stage in bare._stages)
+    bare._stages = tuple(replace(stage, kernel=take_tensors(relu_without_guard, keys=2)) for stage in bare._stages)
 
     def run_bare(start: int, stop: int) -> None:
         for first in range(start, stop, bare.chunk):
-            bare(points[first : min(first + bare.chunk, stop)])
+            bare(tensor[first : min(first + bare.chunk, stop)])
 
     def run_guarded(start: int, stop: int) -> None:
         guarded(points[start:stop])

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from regiongrid.backends import check_dtype, select, weights_device
 from regiongrid.errors import InputError
 from regiongrid.estimation import MAX_RES, Estimate, check_memory, estimate
 from regiongrid.files import atomic_path
@@ -355,6 +356,7 @@ class Options(TypedDict, total=False):
     sampling: str
     dtype: str
     backend: str
+    device: str | torch.device
     threads: int | None
     max_memory: int | None
     seed: int
@@ -387,6 +389,7 @@ def compare(
     sampling: str = "adaptive",
     dtype: str = "auto",
     backend: str = "auto",
+    device: str | torch.device = "auto",
     threads: int | None = None,
     max_memory: int | None = None,
     seed: int = 0,
@@ -407,7 +410,7 @@ def compare(
         One `Slice` (the result is one `Comparison`) or a sequence (a list of them).
     resolutions
         Pixels along a side; order and repetitions do not matter.
-    sampling, dtype, backend
+    sampling, dtype, backend, device
         As in `estimate`.
     threads, max_memory, seed
         As in `estimate` and `exact`.
@@ -431,14 +434,17 @@ def compare(
     >>> [(row.res, row.regions_grid, row.missed) for row in comparison.rows]
     [(16, 6, 1), (32, 7, 0), (64, 7, 0)]
     """
+    chosen = select(backend, device, network_device=weights_device(network))
+    check_dtype(dtype, chosen)
     net = load_network(network)
     wanted = [slices] if isinstance(slices, Slice) else list(slices)
     if not wanted:
         raise InputError("no slice was given; pass at least one")
     sides = _sides(resolutions)
-    check_memory(sides[-1], sampling, "kernels", max_memory)
+    check_memory(sides[-1], sampling, "kernels", max_memory, chosen.device)
     shared: dict[str, Any] = {"threads": threads, "max_memory": max_memory, "seed": seed}
-    grid: dict[str, Any] = {"sampling": sampling, "dtype": dtype, "backend": backend, **shared}
+    grid: dict[str, Any] = {"sampling": sampling, "dtype": dtype, "backend": chosen.backend, **shared}
+    grid["device"] = chosen.device
     done = [
         _one(net, slice_, sides, shared, grid, None if progress is None else partial(progress, number))
         for number, slice_ in enumerate(wanted)
@@ -603,11 +609,11 @@ def _close_decisions(folded: SliceProgram, uv: NDArray[np.float64], seed: int) -
         points = uv[start : start + evaluator.chunk]
         masks: list[list[int]] = [[] for _ in points]
 
-        def observe(k: int, z: NDArray[np.float64], size: NDArray[np.float64]) -> None:
-            for point, mask in _close_in_stage(folded.stages[k], z, width * size, seed):
+        def observe(k: int, z: Tensor, size: Tensor) -> None:
+            for point, mask in _close_in_stage(folded.stages[k], z.numpy(), (width * size).numpy(), seed):
                 masks[point].append(mask)  # noqa: B023 - called at once
 
-        evaluator(points, observe)
+        evaluator(torch.from_numpy(points), observe=observe)
         yield from masks
 
 

@@ -11,28 +11,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
+import torch
 from torch import nn
 
+from regiongrid.backends import check_dtype, select, weights_device
 from regiongrid.errors import InputError, MemoryLimitError
+from regiongrid.kernels.threads import spans
 from regiongrid.network import Network, load_network
-from regiongrid.network.on_slice import SliceProgram, restrict
-from regiongrid.regions import ImageTotals, RegionTable, boundary_by_layer, measure_regions, summarise
+from regiongrid.network.on_slice import SliceProgram, restrict_all
+from regiongrid.regions import (
+    ImageTotals,
+    RegionTable,
+    boundary_by_layer,
+    measure_images,
+    measure_regions,
+    summarise,
+)
 from regiongrid.resources import available_memory
-from regiongrid.sampling.guard import GuardedEvaluator
-from regiongrid.sampling.image import SAMPLINGS, PatternImage, sample_image
+from regiongrid.sampling.guard import DTYPES, GuardedEvaluator
+from regiongrid.sampling.image import SAMPLINGS, PatternImage, current_device, sample_images
 from regiongrid.slices import Slice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DTYPES = ("auto", "float32", "float64")
 MEASURES = ("kernels", "skimage")
-BACKENDS = ("auto", "cpu", "reference")
 MAX_RES = 32768  # the region kernels count pixels in 32 bits
 # What a run holds beside the image: 8 bytes a pixel for the hashes, lists of cells, runs and regions.
 _BYTES_PER_PIXEL = 8
 _BYTES_PER_PIXEL_ADAPTIVE = 11
 _BYTES_PER_PIXEL_SKIMAGE = 64
+_BYTES_PER_PIXEL_GPU = 48  # numbers, runs and hash tables of the measurement included
+_FIXED_BYTES = 64 << 20
+_FIXED_BYTES_GPU = 3 << 30  # values of the layers of one chunk of points
+_MOST_INTERPRETED = 64  # slices together in Triton's interpreter, which has the memory of the CPU
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,7 @@ class Options(TypedDict, total=False):
     sampling: str
     dtype: str
     backend: str
+    device: str | torch.device
     measure: str
     by_layer: bool
     threads: int | None
@@ -151,6 +164,7 @@ def estimate(
     sampling: str = "adaptive",
     dtype: str = "auto",
     backend: str = "auto",
+    device: str | torch.device = "auto",
     measure: str = "kernels",
     by_layer: bool = False,
     threads: int | None = None,
@@ -172,9 +186,11 @@ def estimate(
         ``"adaptive"``: evaluate where patterns change, fill the rest by convexity. ``"dense"``: evaluate every pixel.
         Both give the same image.
     dtype
-        Precision of the fast pass: ``"float32"``, ``"float64"`` or ``"auto"``. Signs are those of float64 in any case.
-    backend
-        ``"cpu"`` (numba), ``"reference"`` (plain numpy, slow) or ``"auto"``.
+        Precision of the fast pass: ``"float32"``, ``"float64"``, ``"float16x3"`` (fully connected networks with Triton:
+        products of float16 pairs on the matrix units of the GPU) or ``"auto"``. Signs are those of float64 in any case.
+    backend, device
+        ``"triton"`` (GPU), ``"cpu"`` (numba), ``"reference"`` (plain numpy, slow) or ``"auto"``, and where it runs; see
+        `regiongrid.backends.select`. All give the same image and the same table.
     measure
         ``"kernels"``, or ``"skimage"`` for the same table from scikit-image.
     by_layer
@@ -186,14 +202,15 @@ def estimate(
     seed
         Seed of the hash keys.
     progress
-        Called with the slice's number and the share of its image that is known.
+        Called with the slice's number and the share of its image that is known. With Triton slices are computed
+        together, and the number is that of the first of them.
 
     Raises
     ------
     MemoryLimitError
         Before any work, if the image does not fit.
     InputError
-        A choice that does not exist, or a slice that does not fit the network.
+        A choice that does not exist or cannot be had here, or a slice that does not fit the network.
 
     Examples
     --------
@@ -204,38 +221,54 @@ def estimate(
     >>> len(est.regions)
     7
     """
+    where = weights_device(network)
     net = load_network(network)
     wanted = [slices] if isinstance(slices, Slice) else list(slices)
-    _check(res, {"sampling": (sampling, SAMPLINGS), "dtype": (dtype, DTYPES), "backend": (backend, BACKENDS),
-                 "measure": (measure, MEASURES)}, threads)  # fmt: skip
-    check_memory(res, sampling, measure, max_memory)
+    _check(res, {"sampling": (sampling, SAMPLINGS), "dtype": (dtype, DTYPES), "measure": (measure, MEASURES)}, threads)
+    chosen = select(backend, device, network_device=where)
+    check_dtype(dtype, chosen)
     if not wanted:
         raise InputError("no slice was given; pass at least one")
+    together = check_memory(res, sampling, measure, max_memory, chosen.device)
+    sample = partial(
+        sample_images,
+        res=res,
+        sampling=sampling,
+        dtype=dtype,
+        threads=threads,
+        backend=chosen.backend,
+        device=chosen.device,
+        seed=seed,
+    )
     done = []
-    for number, slice_ in enumerate(wanted):
+    for first, last in spans(len(wanted), together if chosen.backend == "triton" else 1):
         start = time.perf_counter()
-        folded = restrict(net.program, slice_)
-        fold = time.perf_counter() - start
-        image = sample_image(
-            folded,
-            res,
-            sampling=sampling,
-            dtype=dtype,
-            threads=threads,
-            progress=None if progress is None else partial(progress, number),
-            backend="cpu" if backend == "auto" else backend,
-            seed=seed,
-        )
+        folded = restrict_all(net.program, wanted[first:last])
+        fold = time.perf_counter()
+        images = sample(folded, progress=None if progress is None else partial(progress, first))
         evaluated = time.perf_counter()
-        regions, totals = measure_regions(image.hashes, slice_.pixel_size(res), method=measure, threads=threads)
-        layers = _by_layer(folded, image, regions, totals, seed) if by_layer else ()
-        seconds = {
-            "fold": fold,
-            "evaluate": evaluated - start - fold,
-            "measure": time.perf_counter() - evaluated,
-        }
-        done.append(Estimate(net, image, regions, totals, layers, seconds))
+        measured = _measure(images, measure, threads)
+        layers = [
+            _by_layer(on_slice, image, *table, seed) if by_layer else ()
+            for on_slice, image, table in zip(folded, images, measured)
+        ]
+        seconds = {"fold": fold - start, "evaluate": evaluated - fold, "measure": time.perf_counter() - evaluated}
+        each = {name: value / len(images) for name, value in seconds.items()}
+        done += [
+            Estimate(net, image, *table, of_layers, dict(each))
+            for image, table, of_layers in zip(images, measured, layers)
+        ]
     return done[0] if isinstance(slices, Slice) else done
+
+
+def _measure(images: Sequence[PatternImage], method: str, threads: int | None) -> list[tuple[RegionTable, ImageTotals]]:
+    """Tables of the images: together where they are on a GPU, else one by one."""
+    sizes = [image.slice.pixel_size(image.res) for image in images]
+    on_device = [image.pixels for image in images if isinstance(image.pixels, torch.Tensor)]
+    if on_device and method == "kernels":
+        with current_device(on_device[0].device):
+            return measure_images(torch.stack(on_device) if len(on_device) > 1 else on_device[0][None], sizes)
+    return [measure_regions(image.hashes, size, method=method, threads=threads) for image, size in zip(images, sizes)]
 
 
 def _by_layer(
@@ -268,20 +301,37 @@ def needed_memory(res: int, sampling: str = "adaptive", measure: str = "kernels"
     """Bytes that an estimate needs beside what the process holds already, for a generic network."""
     per_pixel = _BYTES_PER_PIXEL_ADAPTIVE if sampling == "adaptive" else _BYTES_PER_PIXEL
     per_pixel += _BYTES_PER_PIXEL_SKIMAGE if measure == "skimage" else 2
-    return res * res * per_pixel + (64 << 20)
+    return res * res * per_pixel + _FIXED_BYTES
 
 
-def check_memory(res: int, sampling: str, measure: str, max_memory: int | None) -> None:
-    """Raise `MemoryLimitError` if an estimate at this resolution does not fit."""
-    needed = needed_memory(res, sampling, measure)
-    available = available_memory()
+def check_memory(
+    res: int, sampling: str, measure: str, max_memory: int | None, device: torch.device | None = None
+) -> int:
+    """How many slices fit at once at this resolution: 1 on the CPU, which takes one after the other.
+
+    Raises
+    ------
+    MemoryLimitError
+        Not even one fits.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    fixed = _FIXED_BYTES_GPU if on_gpu else _FIXED_BYTES
+    needed = res * res * _BYTES_PER_PIXEL_GPU + fixed if on_gpu else needed_memory(res, sampling, measure)
+    available = _available_on(device) if device is not None and on_gpu else available_memory()
     limit = max_memory if max_memory is not None else None if available is None else available * 4 // 5
     if limit is not None and needed > limit:
-        fitting = int((max(limit - (64 << 20), 0) / (needed / res**2)) ** 0.5)
+        fitting = int((max(limit - fixed, 0) / ((needed - fixed) / res**2)) ** 0.5)
         raise MemoryLimitError(
-            f"res {res} needs about {_gigabytes(needed)} of memory, {_gigabytes(limit)} may be used; "
-            f"res {fitting} would fit, or raise --max-memory (max_memory)"
+            f"res {res} needs about {_gigabytes(needed)} of {'GPU memory' if on_gpu else 'memory'}, "
+            f"{_gigabytes(limit)} may be used; res {fitting} would fit, or raise --max-memory (max_memory)"
         )
+    return 1 if limit is None else max(1, (limit - fixed) // (needed - fixed)) if on_gpu else _MOST_INTERPRETED
+
+
+def _available_on(device: torch.device) -> int:
+    """Bytes free on a GPU, what torch holds there without using it included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _gigabytes(size: int) -> str:

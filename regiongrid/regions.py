@@ -38,7 +38,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,8 +46,11 @@ from numpy.typing import ArrayLike, NDArray
 from regiongrid.errors import InputError
 from regiongrid.files import atomic_path, existing_file
 from regiongrid.kernels.components import label_components, number_regions
-from regiongrid.kernels.moments import RegionSums, region_sums
+from regiongrid.kernels.moments import RegionSums, batch_sums, region_sums
 from regiongrid.kernels.threads import spans
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK_ROWS = 1 << 16
 _CHUNK_PAIRS = 1 << 22
@@ -338,33 +341,70 @@ def measure_regions(
     >>> table.area.tolist(), table.centroid_u.tolist(), totals.regions
     ([1.0, 0.5], [-0.25, 0.5], 2)
     """
-    if not (math.isfinite(pixel_size) and pixel_size > 0):
-        raise InputError(f"pixel_size must be a positive number, got {pixel_size!r}")
     if method not in ("kernels", "skimage"):
         raise InputError(f"method must be 'kernels' or 'skimage', got {method!r}")
     backend = "cpu" if method == "kernels" else "reference"
     sums = region_sums(hashes, backend=backend, threads=threads)
-    height, width = hashes.shape
-    adjacency = Adjacency(
-        sums.pair_first, sums.pair_second, sums.pair_edges, sums.pair_diagonals, sums.pair_rim_edges, pixel_size
-    )
-    columns = _table_columns(sums, adjacency, (height, width))
-    if method == "skimage":
-        columns |= _skimage_columns(hashes, pixel_size)
-    table = RegionTable(columns)
+    coarse = region_sums(np.ascontiguousarray(hashes[::2, ::2]), backend=backend, threads=threads)
+    columns = _skimage_columns(hashes, pixel_size) if method == "skimage" else {}
+    return _table_and_totals(sums, coarse, hashes.shape, pixel_size, columns)
+
+
+def measure_images(
+    images: Tensor,  # [S, H, W] int64
+    pixel_sizes: Sequence[float],  # [S]
+) -> list[tuple[RegionTable, ImageTotals]]:
+    """Measure every region of pattern images that lie on a GPU, with the Triton kernels, all images together.
+
+    The sums are made on the device and come to the host once; what is not an integer is computed there, so the tables
+    are those of `measure_regions` to the last bit.
+
+    Parameters
+    ----------
+    images
+        Pattern hashes, the bits of the uint64 ones, contiguous.
+    pixel_sizes
+        Distance of adjacent pixel centres of each image, input units.
+
+    Raises
+    ------
+    InputError
+        For unusable images, or a pixel size that is not a positive number.
+    """
+    sums, coarse = batch_sums(images), batch_sums(images[:, ::2, ::2].contiguous())
+    shape = (images.shape[1], images.shape[2])
+    return [_table_and_totals(sums.of(k), coarse.of(k), shape, size, {}) for k, size in enumerate(pixel_sizes)]
+
+
+def _table_and_totals(
+    sums: RegionSums,
+    coarse: RegionSums,  # of every second pixel of every second row
+    shape: tuple[int, int],
+    pixel_size: float,
+    columns: Mapping[str, NDArray[Any]],  # in place of those made of the sums
+) -> tuple[RegionTable, ImageTotals]:
+    if not (math.isfinite(pixel_size) and pixel_size > 0):
+        raise InputError(f"pixel_size must be a positive number, got {pixel_size!r}")
+    adjacency = _adjacency(sums, pixel_size)
+    table = RegionTable(_table_columns(sums, adjacency, shape) | dict(columns))
     totals = ImageTotals(
-        shape=(height, width),
+        shape=shape,
         pixel_size=pixel_size,
         regions=len(table),
         regions_half_resolution=int(np.count_nonzero(sums.coarse_pixels)),
         components=int(table["components"].sum()),
         boundary_length=_total_length(adjacency),
-        boundary_length_half_resolution=_half_resolution_length(hashes, pixel_size, backend, threads),
+        boundary_length_half_resolution=_total_length(_adjacency(coarse, 2 * pixel_size)),
         boundary_pixels=int(table["boundary_pixels"].sum()),
-        mixed_share=1.0 - int(sums.pure_cells.sum(dtype=np.int64)) / hashes.size,
+        mixed_share=1.0 - int(sums.pure_cells.sum(dtype=np.int64)) / (shape[0] * shape[1]),
         adjacency=adjacency,
     )
     return table, totals
+
+
+def _adjacency(sums: RegionSums, pixel_size: float) -> Adjacency:
+    pairs = (sums.pair_first, sums.pair_second, sums.pair_edges, sums.pair_diagonals, sums.pair_rim_edges)
+    return Adjacency(*pairs, pixel_size)
 
 
 def label_image(hashes: NDArray[np.uint64], *, threads: int | None = None) -> NDArray[np.int32]:
@@ -615,13 +655,6 @@ def _pair_counts(adjacency: Adjacency) -> tuple[NDArray[np.int32], NDArray[np.in
 def _total_length(adjacency: Adjacency) -> float:
     edges, diagonals, rim_edges = (int(column.sum(dtype=np.int64)) for column in _pair_counts(adjacency))
     return float(_crofton(edges, diagonals, rim_edges, adjacency.pixel_size))
-
-
-def _half_resolution_length(hashes: NDArray[np.uint64], pixel_size: float, backend: str, threads: int | None) -> float:
-    coarse = np.ascontiguousarray(hashes[::2, ::2])
-    sums = region_sums(coarse, backend=backend, threads=threads)
-    pairs = (sums.pair_first, sums.pair_second, sums.pair_edges, sums.pair_diagonals, sums.pair_rim_edges)
-    return _total_length(Adjacency(*pairs, 2 * pixel_size))
 
 
 def _per_region(adjacency: Adjacency, values: NDArray[Any], regions: int) -> NDArray[np.float64]:

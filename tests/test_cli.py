@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
@@ -25,16 +26,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 import regiongrid as rg
-from regiongrid import commands, data, estimation, plots, slices
+from regiongrid import backends, commands, data, estimation, kernels, plots, slices
 from regiongrid.commands import options, running
 from regiongrid.commands.app import app
 from regiongrid.commands.output import strict_json
-from regiongrid.sampling import image
+from regiongrid.kernels import gpu
+from regiongrid.sampling import guard, image
 from regiongrid.subdivision import exact, export
 from regiongrid.subdivision.export import load_polygons
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "numba", "matplotlib", "numpy", "scipy", "skimage", "sklearn", "pyarrow")
+HEAVY = ("torch", "triton", "numba", "matplotlib", "numpy", "scipy", "skimage", "sklearn", "pyarrow")
 
 # Without the first line a test run started in the background, where SIGINT is ignored, could not be interrupted.
 LAUNCH = """
@@ -259,6 +261,9 @@ def test_json_holds_what_the_library_finds(files: Path) -> None:
     assert found["network"] == rg.load_network(files / "four.pt").describe()
     assert found["settings"]["res"] == 48
     assert found["settings"]["command"].startswith("regiongrid")
+    chosen = backends.select()
+    kernels = {"backend": "auto", "device": "auto", "backend_used": chosen.backend, "backend_reason": chosen.reason}
+    assert found["settings"].items() >= {**kernels, "device_used": chosen.device_name}.items()
     assert {"load", "evaluate", "measure", "total"} <= set(found["seconds"])
     assert set(found["versions"]) == {"regiongrid", "torch", "numpy", "numba", "scikit-image", "python"}
     assert found["versions"]["torch"] == torch.__version__
@@ -433,12 +438,19 @@ CONTRADICTIONS = {
     "unknown flag": (("--resolution", "3"), "--resolution"),
 }
 CONTRADICTIONS_ON_A_GRID = {
-    "triton": (("--backend", "triton"), "this version has CPU kernels only"),
-    "cuda": (("--device", "cuda"), "this version has CPU kernels only"),
     "unknown choice": (("--sampling", "sparse"), "'sparse' is not one of"),
+    "unknown backend": (("--backend", "opencl"), "'opencl' is not one of 'auto', 'cpu', 'reference', 'triton'"),
+    "unknown device": (("--device", "gpu"), "device is 'gpu'; it must be auto, cpu, cuda or cuda:N (such as cuda:0)"),
+    "number of no device": (("--device", "cuda:-1"), "device is 'cuda:-1'; it must be"),
+    "CPU kernels on a GPU": (
+        ("--backend", "cpu", "--device", "cuda:1"),
+        "backend 'cpu' computes on the CPU and not on",
+    ),
 }
 CONTRADICTIONS_OF_POLYGONS = {
     "flag of the grid": (("--res", "64"), "No such option: --res"),
+    "backend": (("--backend", "triton"), "No such option: --backend"),
+    "device": (("--device", "cuda"), "No such option: --device"),
     "polygons without folder": (("--polygons", "npz"), "--polygons needs a folder to write to; add --out DIR"),
     "files without folder": (("--figure", "pdf", "--polygons", "json"), "--figure and --polygons need a folder"),
     "unknown format": (("--polygons", "shp"), "'shp' is not one of"),
@@ -531,7 +543,15 @@ def test_bad_input_is_one_clear_message(
 
 
 @pytest.mark.parametrize(
-    "flags", [("--out", "models.py/below"), ("--res", "9999", "--max-memory", "500M"), ("--res", "0")], ids=" ".join
+    "flags",
+    [
+        ("--out", "models.py/below"),
+        ("--res", "9999", "--max-memory", "500M"),
+        ("--res", "0"),
+        ("--device", "cuda:99"),
+        ("--dtype", "float16x3", "--backend", "cpu"),
+    ],
+    ids=" ".join,
 )
 def test_cheap_checks_come_before_loading(flags: tuple[str, ...], files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
@@ -602,9 +622,9 @@ def test_advice_where_memory_runs_out_is_that_of_the_engine(files: Path, monkeyp
 
 def test_choices_are_those_of_the_library() -> None:
     assert tuple(options.Sampling) == image.SAMPLINGS
-    assert tuple(options.Dtype) == estimation.DTYPES
+    assert set(options.Dtype) == set(guard.DTYPES)
     assert tuple(options.Measure) == estimation.MEASURES
-    assert set(options.Backend) - {"triton"} == set(estimation.BACKENDS)
+    assert tuple(options.Backend) == backends.BACKENDS
     assert {f".{picture}" for picture in options.Picture} == set(plots._DPI)
     assert tuple(options.PolygonFormat) == export.FORMATS
     assert set(options.Kind) == set(slices._ANCHORS_OF_KIND)
@@ -746,24 +766,207 @@ def test_engines_agree_on_the_patterns_of_wide_regions(files: Path, tmp_path: Pa
     assert wide.size > 20
 
 
-def test_env_says_what_would_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """As if torch saw one GPU, on which every trial kernel fails."""
+
+    def fails(device: torch.device) -> None:
+        raise RuntimeError("no C compiler\non this machine")
+
+    card = SimpleNamespace(name="a card", total_memory=80 * 10**9, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(gpu, "why_not", lambda device: None)
+    monkeypatch.setattr(kernels, "probe", SimpleNamespace(run=fails), raising=False)
+    monkeypatch.setattr(backends, "_failed_trial", backends._failed_trial.__wrapped__)
+    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    return card
+
+
+CANNOT_RUN = {
+    "triton": (("--backend", "triton"), "backend 'triton' cannot run: {reason}; use backend 'auto' or 'cpu'"),
+    "cuda": (("--device", "cuda"), "device 'cuda' cannot be used: {reason}; use device 'auto' or 'cpu'"),
+    "cuda:0": (("--device", "cuda:0"), "device 'cuda:0' cannot be used: {reason}; use device 'auto' or 'cpu'"),
+    "triton there": (
+        ("--backend", "triton", "--device", "cuda:0"),
+        "backend 'triton' cannot run: {reason}; use backend 'auto' or 'cpu' and device 'auto'",
+    ),
+    "tensor cores": (
+        ("--dtype", "float16x3"),
+        "dtype 'float16x3' cannot be used: it needs Triton on a GPU, and the backend is 'cpu': {reason}; "
+        "use dtype 'auto', 'float32' or 'float64'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_RUN)
+@pytest.mark.parametrize(
+    ("machine", "reason"), [("no_gpu", "torch sees no CUDA"), ("one_gpu", "a trial kernel failed")]
+)
+@pytest.mark.parametrize("command", ["estimate", "compare"])
+def test_kernels_that_cannot_run_are_one_message(
+    command: str,
+    machine: str,
+    reason: str,
+    name: str,
+    files: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request.getfixturevalue(machine)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    flags, message = CANNOT_RUN[name]
+    result = invoke(command, "--ckpt", files / "two.pt", "--res", "16", "--quiet", *flags)
+    assert (result.exit_code, result.stdout) == (2, "")
+    before, after = message.split("{reason}")
+    assert result.stderr.startswith(f"Error: {before}{reason}")
+    assert result.stderr.endswith(f"{after}\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_triton_without_a_gpu_in_a_process_of_its_own(files: Path) -> None:
+    command: list[str | Path] = [
+        sys.executable,
+        "-c",
+        LAUNCH,
+        "estimate",
+        "--ckpt",
+        files / "two.pt",
+        "--backend",
+        "triton",
+    ]
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **hidden})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: backend 'triton' cannot run: torch sees no CUDA or ROCm device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_gpu_that_cannot_be_used_is_a_warning_and_the_reason_is_kept(
+    one_gpu: SimpleNamespace, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "a trial kernel failed on cuda:0 (RuntimeError: no C compiler on this machine)"
+    chosen = ("estimate", "--ckpt", files / "two.pt", "--res", "16", "--json")
+    loud = invoke(*chosen)
+    assert (loud.exit_code, loud.stderr) == (0, f"regiongrid: running on the CPU: {reason}\n")
+    settings = strictly_parsed(loud.stdout)["settings"]
+    assert (settings["backend_used"], settings["device_used"], settings["backend_reason"]) == ("cpu", "cpu", reason)
+    monkeypatch.setattr(backends, "_said", set())
+    assert invoke(*chosen, "--quiet").stderr == ""
+    assert invoke(*chosen, "--backend", "cpu").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "home"), [("estimate", "regiongrid.estimation"), ("compare", "regiongrid.comparison")]
+)
+def test_what_was_chosen_is_what_the_library_is_asked_for(
+    command: str, home: str, one_gpu: SimpleNamespace, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def takes(*args: object, **options: object) -> None:
+        asked.update(options)
+        raise rg.InputError("far enough")
+
+    monkeypatch.setattr(importlib.import_module(home), command, takes)
+    monkeypatch.setattr(kernels, "probe", SimpleNamespace(run=lambda device: None), raising=False)
+    chosen = (command, "--ckpt", files / "two.pt", "--res", "16", "--dtype", "float16x3")
+    assert "far enough" in invoke(*chosen).stderr
+    assert (asked["backend"], asked["device"], asked["dtype"]) == ("triton", "cuda:0", "float16x3")
+    invoke(*chosen[:-2], "--device", "cpu")
+    assert (asked["backend"], asked["device"], asked["dtype"]) == ("cpu", "cpu", "auto")
+
+
+def test_no_gpu_is_no_reason_for_a_warning(no_gpu: None, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_said", set())
+    found = run_json("--ckpt", files / "two.pt", "--res", "16")
+    assert found["settings"]["backend_reason"].startswith("torch sees no CUDA or ROCm device")
+    assert "kernels" not in found["settings"]
+
+
+def test_env_says_what_would_run_and_why(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGIONGRID_DATA", "/data/sets")
     result = invoke("env")
     assert (result.exit_code, result.stderr) == (0, "")
     assert field(result.stdout, "torch ") == torch.__version__
-    assert field(result.stdout, "backend").startswith("auto runs cpu: no CUDA device")
+    assert field(result.stdout, "CUDA devices") == "none that torch sees"
+    assert field(result.stdout, "backend").startswith("auto runs cpu: torch sees no CUDA or ROCm device")
     assert field(result.stdout, "REGIONGRID_DATA").startswith("/data/sets")
     assert "scipy" not in result.stdout
+    assert "warps" not in result.stdout
     assert field(invoke("env", "-v").stdout, "scipy") != ""
 
 
-def test_env_as_json_lists_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    card = SimpleNamespace(name="a card", total_memory=80 * 10**9)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+def test_env_lists_devices(one_gpu: SimpleNamespace) -> None:
+    result = invoke("env")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert field(result.stdout, "CUDA devices") == "cuda:0 a card, 80 GB, compute capability 9.0"
+    assert "auto runs cpu: a trial kernel failed on cuda:0 (RuntimeError: no C" in " ".join(result.stdout.split())
     facts = strictly_parsed(invoke("env", "--json").stdout)
-    assert facts["cuda_devices"] == [{"name": "a card", "memory": 80 * 10**9}]
-    assert facts["backend"] == {"auto": "cpu", "reason": "this version has CPU kernels only"}
+    card = {"name": "a card", "memory": 80 * 10**9, "compute_capability": "9.0", "architecture": "sm_90"}
+    assert facts["cuda_devices"] == [card]
+    reason = "a trial kernel failed on cuda:0 (RuntimeError: no C compiler on this machine)"
+    assert facts["backend"] == {"auto": "cpu", "device": "cpu", "reason": reason}
+    assert "triton_kernels" not in facts
     assert facts["cpu_cores"] >= 1
     assert Path(facts["numba_cache"]).is_absolute()
+
+
+def test_env_with_a_gpu_that_works(one_gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "probe", SimpleNamespace(run=lambda device: None), raising=False)
+    assert field(invoke("env").stdout, "backend") == "auto runs triton: Triton runs on cuda:0"
+    facts = strictly_parsed(invoke("env", "--json").stdout)
+    assert facts["backend"] == {"auto": "triton", "device": "cuda:0 a card", "reason": "Triton runs on cuda:0"}
+
+
+def test_env_of_a_rocm_device(one_gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    one_gpu.gcnArchName = "gfx942:sramecc+:xnack-"
+    assert field(invoke("env").stdout, "CUDA devices") == "cuda:0 a card, 80 GB, gfx942:sramecc+:xnack-"
+    (card,) = strictly_parsed(invoke("env", "--json").stdout)["cuda_devices"]
+    assert (card["compute_capability"], card["architecture"]) == (None, "gfx942:sramecc+:xnack-")
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_env_shows_how_triton_kernels_are_started(no_gpu: None) -> None:
+    result, rows = invoke("env", "-v"), strictly_parsed(invoke("env", "-v", "--json").stdout)["triton_kernels"]
+    assert result.exit_code == 0, result.stderr
+    operations = {file.parent.name for file in (ROOT / "kernels").glob("*/gpu.py")}
+    assert {row["operation"] for row in rows} == operations != set()
+    for operation in operations:
+        builds = importlib.import_module(f"regiongrid.kernels.{operation}.gpu").builds()
+        shown = [(row["kernel"], row["warps"], row["stages"]) for row in rows if row["operation"] == operation]
+        assert shown == [(build.name, build.warps, build.stages) for build in builds]
+    table = " ".join(result.stdout.split())
+    assert "Triton kernel" in table
+    assert all(f"{name}={value}" in table for row in rows for name, value in row["constants"].items())
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_env_without_triton_says_so(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    result = invoke("env", "-v")
+    assert result.exit_code == 0, result.stderr
+    assert "Triton kernels: none, because Triton is not installed" in result.stdout
+    assert strictly_parsed(invoke("env", "-v", "--json").stdout)["triton_kernels"] is None
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_env_hides_no_error_of_a_kernel_module(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise ModuleNotFoundError("No module named 'regiongrid.nowhere'", name="regiongrid.nowhere")
+
+    monkeypatch.setattr(commands.env, "_triton_modules", broken)
+    result = invoke("env", "-v")
+    assert result.exit_code == 1
+    assert "No module named 'regiongrid.nowhere'" in result.stderr

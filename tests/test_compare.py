@@ -218,7 +218,7 @@ def tampered(random_comparison: Comparison, flips: np.ndarray) -> Accuracy:
     found = rg.estimate(random_comparison.network, plane, 32)
     hashes = found.image.hashes ^ flips
     regions, totals = measure_regions(hashes, plane.pixel_size(32))
-    image = dataclasses.replace(found.image, hashes=hashes)
+    image = dataclasses.replace(found.image, pixels=hashes)
     wrong = dataclasses.replace(found, image=image, regions=regions, totals=totals)
     folded = restrict(random_comparison.network.program, plane)
     return measure_accuracy(random_comparison.exact, wrong, folded)[0]
@@ -514,7 +514,7 @@ def test_json_is_all_of_stdout(checkpoint: Path) -> None:
         (["--accuracy", "0"], "--accuracy must be a positive number"),
         (["--res", "4096", "--max-memory", "10M"], "res 4096 needs"),
         (["--figure", "pdf"], "add --out DIR"),
-        (["--backend", "triton"], "--backend triton cannot run"),
+        (["--device", "gpu"], "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_bad_options_end_with_code_2(checkpoint: Path, arguments: list[str], message: str) -> None:

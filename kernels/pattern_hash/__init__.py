@@ -14,15 +14,19 @@ zero, hence off, on every engine.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from regiongrid.errors import InputError
 from regiongrid.kernels.pattern_hash import reference
 
 Array = np.ndarray[Any, Any]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "reference", "triton")
 START = _GOLDEN
 """Hash of the pattern with every decision off: not zero, so that zero may stand for a hash not known yet."""
 
@@ -43,17 +47,72 @@ def decision_keys(first: int, count: int, seed: int = 0) -> Array:
         return x ^ (x >> np.uint64(31))
 
 
-def kernels(backend: str = "cpu") -> Any:
-    """The module with ``relu``, ``piecewise`` and ``maximum`` of this backend ("cpu": numba, "reference": numpy).
+@dataclass(frozen=True)
+class Epilogues:
+    """The epilogues of a backend on the host. They take numpy arrays and CPU tensors, by position."""
 
-    All three take z [B, n] (float32 or float64, C-contiguous), add ``bias`` [n] to it, and update in place
-    ``hashes`` [B] uint64 (XOR), ``flags`` [B] bool (OR) and ``norms`` [B] (Euclidean norm of the values that go on).
-    ``relu`` and ``piecewise`` leave the values in z, ``maximum`` writes them to ``out`` [B, units].
+    relu: Callable[..., None]
+    piecewise: Callable[..., None]
+    maximum: Callable[..., None]
+
+
+@functools.cache
+def kernels(backend: str = "cpu") -> Any:
+    """The ``relu``, ``piecewise`` and ``maximum`` of a backend: "cpu" (numba), "reference" (numpy), "triton".
+
+    All three take z [B, n] (float32 or float64, and so all other numbers), add ``bias`` [n] to it, and update in place
+    ``hashes`` [B] (XOR), ``flags`` [B] bool (OR) and ``norms`` [B] (Euclidean norm of the values that go on). ``relu``
+    and ``piecewise`` leave the values in z, ``maximum`` writes them to ``out`` [B, units]; each of its windows has at
+    least one entry. Arguments go by position, in the order and with the shapes that reference.py lists.
+
+    "cpu" and "reference" take C-contiguous numpy arrays or CPU tensors, also mixed. Hashes and keys are uint64 arrays,
+    or int64 tensors with the same bits.
+
+    "triton" takes tensors on one CUDA or ROCm device, hashes and keys as int64. Rows of z and ``out`` may lie further
+    apart than they are long; all else is contiguous. ``bias``, ``gain`` and ``offset`` may have a row a slice, [S, n]:
+    the keyword ``which``, int32 or int64 [B], then says which row a point uses (without a check, for which the host
+    would have to wait); None: the first. Multiplications and additions may be fused, and sums have another order, so
+    that values and norms can differ from those of the other backends in the last bits.
+
+    Raises
+    ------
+    InputError
+        For another backend; when called, for ``which`` on the host, and for tensors that the device cannot take.
     """
     if backend == "reference":
-        return reference
+        return _on_host(reference)
     if backend == "cpu":
         from regiongrid.kernels.pattern_hash import cpu
 
-        return cpu
-    raise ValueError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+        return _on_host(cpu)
+    if backend == "triton":
+        from regiongrid.kernels.pattern_hash import gpu
+
+        return gpu
+    raise InputError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+
+
+def _on_host(module: Any) -> Epilogues:
+    return Epilogues(
+        relu=take_tensors(module.relu, keys=2),
+        piecewise=take_tensors(module.piecewise, keys=5),
+        maximum=take_tensors(module.maximum, keys=4),
+    )
+
+
+def take_tensors(kernel: Callable[..., None], keys: int) -> Callable[..., None]:
+    """The kernel with arrays in the place of tensors, on the same memory; ``keys`` is where it takes the hash keys."""
+    bits = (keys, -3)  # the hashes are the last but two
+
+    def run(*arguments: Any, which: None = None) -> None:
+        if which is not None:
+            raise InputError(
+                f"which is for backend 'triton' alone, got {which!r}; pass the bias, gain and offset of one slice"
+            )
+        arrays = [item.numpy() if hasattr(item, "numpy") else item for item in arguments]
+        for place in bits:
+            if arrays[place].dtype == np.int64:
+                arrays[place] = arrays[place].view(np.uint64)
+        kernel(*arrays)
+
+    return run

@@ -10,13 +10,39 @@ from typing import Any
 
 import numpy as np
 
+from regiongrid.errors import InputError
+
 # Marks in the hash image; a real hash equals one of them with probability 2^-63 a region, like any hash collision.
 UNKNOWN = np.uint64(0)  # what fresh memory holds, so that an image need not be written before it is filled
 PENDING = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
+COARSEST_CELLS = 16  # cells along a side to begin with; starting coarser only saves evaluations, to a point
+
+
+def first_spacing(res: int) -> int:
+    """Pixels from corner to corner of the first cells of an image [res, res]; halved each level, down to 1.
+
+    >>> first_spacing(16), first_spacing(17), first_spacing(4096)
+    (1, 2, 256)
+    """
+    spacing = 1
+    while spacing * COARSEST_CELLS < res:
+        spacing *= 2
+    return spacing
+
+
 def kernels(backend: str = "cpu") -> Any:
-    """The module with ``fill``, ``subdivide`` of this backend ("cpu": numba, "reference": numpy)."""
+    """The module of this backend: "cpu" (numba), "reference" (numpy), "triton" (tensors on a GPU).
+
+    The first two have ``fill`` and ``subdivide``, on one image in host memory. "triton" has ``coarsest`` and
+    ``refine``, on a batch of images in device memory, where a level is one call.
+
+    Raises
+    ------
+    InputError
+        For another backend.
+    """
     if backend == "reference":
         from regiongrid.kernels.refinement import reference
 
@@ -25,4 +51,8 @@ def kernels(backend: str = "cpu") -> Any:
         from regiongrid.kernels.refinement import cpu
 
         return cpu
-    raise ValueError(f"unknown backend {backend!r}; known are cpu, reference")
+    if backend == "triton":
+        from regiongrid.kernels.refinement import gpu
+
+        return gpu
+    raise InputError(f"unknown backend {backend!r}; known are cpu, reference, triton")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regiongrid.commands import options, running
-from regiongrid.commands.options import NetworkChoice, OutputChoice, SliceChoice
+from regiongrid.commands.options import KernelChoice, NetworkChoice, OutputChoice, SliceChoice
 from regiongrid.commands.runner import Run, SliceResult
 from regiongrid.errors import InputError
 
@@ -64,7 +64,7 @@ def compare(
     sampling: options.SamplingOption = options.Sampling.ADAPTIVE,
     dtype: options.DtypeOption = options.Dtype.AUTO,
     backend: options.BackendOption = options.Backend.AUTO,
-    device: options.DeviceOption = options.Device.AUTO,
+    device: options.DeviceOption = "auto",
     threads: options.ThreadsOption = None,
     max_memory: options.MaxMemoryOption = None,
     out: options.OutOption = None,
@@ -89,9 +89,7 @@ def compare(
                 accuracy=accuracy,
                 sampling=sampling.value,
                 dtype=dtype.value,
-                backend=backend.value,
-                device=device.value,
-                backend_used=options.kernels_to_run(backend, device)[0],
+                kernels=KernelChoice.from_flags(backend, device),
                 threads=threads,
                 max_memory=options.memory_size(max_memory),
             ),
@@ -123,15 +121,13 @@ class GridAgainstExact:
     accuracy: float
     sampling: str
     dtype: str
-    backend: str
-    device: str
-    backend_used: str
+    kernels: KernelChoice
     threads: int | None
     max_memory: int | None
     name = "compare"
 
     def check(self) -> None:
-        """Raise `InputError` for numbers that cannot be, `MemoryLimitError` for a grid that does not fit."""
+        """Raise `InputError` for what cannot be or cannot run, `MemoryLimitError` for a grid that does not fit."""
         from regiongrid.estimation import MAX_RES, check_memory
 
         if self.resolutions[-1] > MAX_RES:
@@ -139,12 +135,14 @@ class GridAgainstExact:
         if not (math.isfinite(self.accuracy) and self.accuracy > 0):
             raise InputError(f"--accuracy must be a positive number, such as 0.01 for 1%, got {self.accuracy:g}")
         check_memory(self.resolutions[-1], self.sampling, "kernels", self.max_memory)
+        self.kernels.check(self.dtype)
 
     def check_network(self, network: Network) -> None:
         """Whether the network has polygons shows at the first slice."""
 
     def settings(self) -> dict[str, Any]:
-        return {**vars(self), "resolutions": list(self.resolutions)}
+        plain = {name: value for name, value in vars(self).items() if name != "kernels"}
+        return {**plain, "resolutions": list(self.resolutions), **self.kernels.settings()}
 
     def one_slice(self, network: Network, slice_: Slice, progress: Callable[[float], None]) -> SliceResult:
         from regiongrid.comparison import QUANTITIES
@@ -156,7 +154,8 @@ class GridAgainstExact:
             self.resolutions,
             sampling=self.sampling,
             dtype=self.dtype,
-            backend=self.backend_used,
+            backend=self.kernels.selected.backend,
+            device=str(self.kernels.selected.device),
             threads=self.threads,
             max_memory=self.max_memory,
             progress=lambda _, share: progress(share),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regiongrid.commands import options, running
-from regiongrid.commands.options import NetworkChoice, OutputChoice, SliceChoice
+from regiongrid.commands.options import KernelChoice, NetworkChoice, OutputChoice, SliceChoice
 from regiongrid.commands.runner import Run, SliceResult
 from regiongrid.errors import InputError
 
@@ -39,7 +39,7 @@ def estimate(
     measure: options.MeasureOption = options.Measure.KERNELS,
     by_layer: options.ByLayerOption = False,
     backend: options.BackendOption = options.Backend.AUTO,
-    device: options.DeviceOption = options.Device.AUTO,
+    device: options.DeviceOption = "auto",
     threads: options.ThreadsOption = None,
     max_memory: options.MaxMemoryOption = None,
     out: options.OutOption = None,
@@ -64,9 +64,7 @@ def estimate(
                 dtype=dtype.value,
                 measure=measure.value,
                 by_layer=by_layer,
-                backend=backend.value,
-                device=device.value,
-                backend_used=options.kernels_to_run(backend, device)[0],
+                kernels=KernelChoice.from_flags(backend, device),
                 threads=threads,
                 max_memory=options.memory_size(max_memory),
             ),
@@ -84,26 +82,26 @@ class Grid:
     dtype: str
     measure: str
     by_layer: bool
-    backend: str
-    device: str
-    backend_used: str
+    kernels: KernelChoice
     threads: int | None
     max_memory: int | None
     name = "grid"
 
     def check(self) -> None:
-        """Raise `InputError` for a resolution that cannot be, `MemoryLimitError` for one that does not fit."""
+        """Raise `InputError` for what cannot be or cannot run, `MemoryLimitError` for a grid that does not fit."""
         from regiongrid.estimation import MAX_RES, check_memory
 
         if not 1 <= self.res <= MAX_RES:
             raise InputError(f"--res must be a number of pixels from 1 to {MAX_RES}, got {self.res}")
         check_memory(self.res, self.sampling, self.measure, self.max_memory)
+        self.kernels.check(self.dtype)
 
     def check_network(self, network: Network) -> None:
         """The grid takes every network."""
 
     def settings(self) -> dict[str, Any]:
-        return dict(vars(self))
+        plain = {name: value for name, value in vars(self).items() if name != "kernels"}
+        return {**plain, **self.kernels.settings()}
 
     def one_slice(self, network: Network, slice_: Slice, progress: Callable[[float], None]) -> SliceResult:
         from regiongrid import estimation
@@ -115,7 +113,8 @@ class Grid:
             self.res,
             sampling=self.sampling,
             dtype=self.dtype,
-            backend=self.backend_used,
+            backend=self.kernels.selected.backend,
+            device=str(self.kernels.selected.device),
             measure=self.measure,
             by_layer=self.by_layer,
             threads=self.threads,

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -18,6 +19,7 @@ import typer
 from regiongrid.errors import InputError
 
 if TYPE_CHECKING:
+    from regiongrid.backends import Selected
     from regiongrid.data import Dataset
     from regiongrid.network import Network
     from regiongrid.slices import Slice
@@ -46,16 +48,11 @@ class Backend(StrEnum):
     TRITON = "triton"
 
 
-class Device(StrEnum):
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 class Dtype(StrEnum):
     AUTO = "auto"
     FLOAT32 = "float32"
     FLOAT64 = "float64"
+    FLOAT16X3 = "float16x3"
 
 
 class Measure(StrEnum):
@@ -217,7 +214,9 @@ DtypeOption = Annotated[
     typer.Option(
         "--dtype",
         rich_help_panel=_GRID,
-        help="Precision of the fast pass. Close decisions are made in float64 in any case.",
+        metavar="NAME",
+        help="Precision of the fast pass: auto, float32, float64, or float16x3 (products of float16 pairs on the "
+        "matrix units of a GPU). Close decisions are made in float64 in any case.",
     ),
 ]
 MeasureOption = Annotated[
@@ -252,12 +251,21 @@ BackendOption = Annotated[
     Backend,
     typer.Option(
         "--backend",
-        metavar="[auto|cpu|reference]",
         rich_help_panel=_RUN,
-        help="Kernels: numba on the CPU, or plain NumPy (slow, to check).",
+        help="Kernels: Triton on a GPU, numba on the CPU (cpu), or plain NumPy (reference; slow, to check). By default "
+        "Triton where it runs, otherwise cpu; all give the same image.",
     ),
 ]
-DeviceOption = Annotated[Device, typer.Option("--device", metavar="[auto|cpu]", rich_help_panel=_RUN, help="Device.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N",
+        rich_help_panel=_RUN,
+        help="Where the kernels run: cuda is an NVIDIA or AMD GPU, cuda:1 the second. By default the current GPU, if "
+        "there is one that can be used.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
@@ -507,6 +515,42 @@ class SliceChoice:
 
 
 @dataclass(frozen=True)
+class KernelChoice:
+    """Which kernels, and where: the backend and the device asked for, and what runs then."""
+
+    backend: str
+    device: str
+
+    @classmethod
+    def from_flags(cls, backend: Backend, device: str) -> KernelChoice:
+        from regiongrid.backends import check_choice
+
+        check_choice(backend.value, device)
+        return cls(backend.value, device)
+
+    def check(self, dtype: str) -> None:
+        """Raise `InputError` if this cannot run here, or not in this precision."""
+        from regiongrid.backends import check_dtype
+
+        check_dtype(dtype, self.selected)
+
+    @cached_property
+    def selected(self) -> Selected:
+        from regiongrid.backends import select
+
+        return select(self.backend, self.device)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "device": self.device,
+            "backend_used": self.selected.backend,
+            "device_used": self.selected.device_name,
+            "backend_reason": self.selected.reason,
+        }
+
+
+@dataclass(frozen=True)
 class OutputChoice:
     """Which files, and where."""
 
@@ -543,24 +587,6 @@ def _check_dimension(name: str, slice_: Slice, input_shape: tuple[int, ...]) -> 
             f"{name} lies in a space of dimension {slice_.dimension}, but the network takes {size} numbers "
             f"(input shape {list(input_shape)})"
         )
-
-
-def kernels_to_run(backend: Backend, device: Device) -> tuple[str, str]:
-    """The backend that runs, and why.
-
-    Raises
-    ------
-    InputError
-        The choice needs a device that this version has no kernels for.
-    """
-    reason = "this version has CPU kernels only"
-    if backend is Backend.TRITON:
-        raise InputError(f"--backend triton cannot run: {reason}; use --backend auto or cpu")
-    if device is Device.CUDA:
-        raise InputError(f"--device cuda cannot be used: {reason}; use --device auto or cpu")
-    if backend is Backend.AUTO:
-        return "cpu", reason
-    return backend.value, "as asked"
 
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)

@@ -61,13 +61,37 @@ def print_environment(facts: Facts, meanings: Mapping[str, str]) -> None:
     table.add_row("CPU", f"{count_of(facts['cpu_cores'], 'core')} usable, torch runs {facts['torch_threads']} threads")
     memory = facts["memory_available"]
     table.add_row("memory", "unknown" if memory is None else f"{_bytes(memory)} available")
-    devices = [f"{device['name']}, {_bytes(device['memory'])}" for device in facts["cuda_devices"]]
+    devices = [f"cuda:{number} {_card(device)}" for number, device in enumerate(facts["cuda_devices"])]
     table.add_row("CUDA devices", "\n".join(devices) or "none that torch sees")
     table.add_row("backend", f"auto runs {facts['backend']['auto']}: {facts['backend']['reason']}")
     table.add_row("numba cache", facts["numba_cache"] or "none; set NUMBA_CACHE_DIR to a folder that can be written")
     for name, value in facts["variables"].items():
         table.add_row(name, f"{'not set' if value is None else value} ({meanings[name]})")
-    print_out(table)
+    print_out(Group(table, *_triton_kernels(facts)))
+
+
+def _card(device: Facts) -> str:
+    capability = device["compute_capability"]
+    kind = device["architecture"] if capability is None else f"compute capability {capability}"
+    return f"{device['name']}, {_bytes(device['memory'])}, {kind}"
+
+
+def _triton_kernels(facts: Facts) -> list[RenderableType]:
+    """How the kernels are compiled and started, where that was asked for."""
+    if "triton_kernels" not in facts:
+        return []
+    rows = facts["triton_kernels"]
+    if rows is None:
+        return [Text("\nTriton kernels: none, because Triton is not installed")]
+    table = Table(box=_RULED, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("Triton kernel", overflow="fold")
+    table.add_column("Constants (block sizes, precision)", overflow="fold")
+    table.add_column("warps", justify="right", no_wrap=True)
+    table.add_column("stages", justify="right", no_wrap=True)
+    for row in rows:
+        constants = ", ".join(f"{name}={value}" for name, value in row["constants"].items())
+        table.add_row(row["kernel"], constants, f"{row['warps']}", f"{row['stages']}")
+    return [Text(), table]
 
 
 def data_line(settings: Facts) -> str | None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regiongrid.errors import InputError
-from regiongrid.network.program import INPUT, Program, Segment, Stage
+from regiongrid.network.program import INPUT, Program, Ref, Segment, Stage
 from regiongrid.slices import Slice
 
 if TYPE_CHECKING:
@@ -82,6 +82,36 @@ def restrict(program: Program, slice_: Slice) -> SliceProgram:
     InputError
         The slice lies in a space of another dimension than the network's input.
     """
+    return restrict_all(program, [slice_])[0]
+
+
+def restrict_all(program: Program, slices: Sequence[Slice]) -> list[SliceProgram]:
+    """Fold several slices into a program; what does not depend on the slice is folded once and shared.
+
+    Raises
+    ------
+    InputError
+        A slice lies in a space of another dimension than the network's input.
+    """
+    sizes = {name: math.prod(shape) for name, shape in program.shapes.items()}
+    last_use = _last_use(program)
+    shared: dict[int, FoldedSegment] = {}
+    found = []
+    with torch.no_grad():
+        for slice_ in slices:
+            uv_values = _uv_values(program, slice_)
+            segments = []
+            for k, segment in enumerate(program.segments[1:]):
+                folded = shared[k] if k in shared else _fold(program, segment, uv_values)
+                if not set(segment.inputs) & set(uv_values):
+                    shared[k] = folded
+                segments.append(folded)
+            found.append(SliceProgram(program, slice_, uv_values, tuple(segments), sizes, last_use))
+    return found
+
+
+def _uv_values(program: Program, slice_: Slice) -> dict[str, AffineInUV]:
+    """The input and the values in front of the first breakpoint, as affine functions of (u, v)."""
     if slice_.origin.size != program.input_size:
         raise InputError(
             f"the slice lies in a space of dimension {slice_.origin.size}, but the network takes "
@@ -90,12 +120,8 @@ def restrict(program: Program, slice_: Slice) -> SliceProgram:
     origin, u, v = (
         torch.from_numpy(np.array(a)).reshape(program.shapes[INPUT]) for a in (slice_.origin, slice_.u, slice_.v)
     )
-    uv_values = {INPUT: AffineInUV(origin.reshape(-1), torch.stack([u.reshape(-1), v.reshape(-1)], dim=1))}
-    with torch.no_grad():
-        uv_values.update(_head(program, origin, (u, v)))
-        segments = tuple(_fold(program, segment, uv_values) for segment in program.segments[1:])
-    sizes = {name: math.prod(shape) for name, shape in program.shapes.items()}
-    return SliceProgram(program, slice_, uv_values, segments, sizes, _last_use(program))
+    of_input = AffineInUV(origin.reshape(-1), torch.stack([u.reshape(-1), v.reshape(-1)], dim=1))
+    return {INPUT: of_input, **_head(program, origin, (u, v))}
 
 
 def _head(program: Program, origin: Tensor, directions: Sequence[Tensor]) -> dict[str, AffineInUV]:
@@ -165,10 +191,13 @@ def _fold(program: Program, segment: Segment, uv_values: Mapping[str, AffineInUV
     }
     offsets = {name: (parts[0][k] + bias[k]).reshape(-1) for k, name in enumerate(segment.outputs)}
     if dense:
+        weight = _weight(program, segment)
         matrices = {
             (output, name): matrix
             for position, name in enumerate(live)
-            for output, matrix in zip(segment.outputs, _matrices(linear, zeros, position))
+            for output, matrix in zip(
+                segment.outputs, _matrices(linear, zeros, position) if weight is None else [weight]
+            )
         }
         norms = {
             output: torch.stack([matrices[output, name].norm(dim=1) for name in live]).amax(0)
@@ -179,6 +208,21 @@ def _fold(program: Program, segment: Segment, uv_values: Mapping[str, AffineInUV
     norms = {output: probe.square().mean(0).sqrt() for output, probe in zip(segment.outputs, probes)}
     fan_in = {name: _fan_in(run, zeros, position) for position, name in enumerate(live)}
     return FoldedSegment(live, segment.outputs, from_uv, {}, ordered, offsets, norms, fan_in)
+
+
+def _weight(program: Program, segment: Segment) -> Tensor | None:
+    """The matrix of a segment that is one linear layer on a vector: it need not be found by applying it."""
+    if len(segment.calls) != 1 or segment.inputs == ():
+        return None
+    (call,) = segment.calls
+    if call.function not in (nn.functional.linear, torch.ops.aten.linear.default) or len(call.args) < 2:
+        return None
+    value, weight = call.args[:2]
+    if not (isinstance(value, Ref) and isinstance(weight, Ref) and weight.name in program.constants):
+        return None
+    matrix = program.constants[weight.name]
+    fits = segment.inputs == (value.name,) and math.prod(program.shapes[value.name]) == matrix.shape[1]
+    return matrix if fits else None
 
 
 def _matrices(

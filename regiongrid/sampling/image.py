@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from regiongrid.kernels.refinement import kernels
+from regiongrid.kernels.refinement import first_spacing, kernels
 from regiongrid.kernels.threads import Workers, cpu_count
 from regiongrid.network.on_slice import SliceProgram
-from regiongrid.resources import one_torch_thread
+from regiongrid.resources import full_float32, one_torch_thread
+from regiongrid.sampling.device import adaptive_images
 from regiongrid.sampling.guard import Calibration, GuardedEvaluator
 from regiongrid.slices import Slice
 
@@ -19,7 +24,7 @@ Array = np.ndarray[Any, Any]
 Progress = Callable[[float], None]
 
 SAMPLINGS = ("adaptive", "dense")
-_COARSEST_CELLS = 16  # cells along a side to begin with; starting coarser only saves evaluations, to a point
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class PatternImage:
 
     Attributes
     ----------
-    hashes
-        [res, res] uint64; row i is v = centres[i], column j is u = centres[j].
+    pixels
+        [res, res], the hashes: a uint64 array, or an int64 tensor on the device that made it (the same bits).
     evaluations
         Pixels at which the network was evaluated; the others were filled by convexity.
     reevaluated
@@ -37,19 +42,29 @@ class PatternImage:
     """
 
     slice: Slice
-    hashes: Array = field(repr=False)
+    pixels: Array | Tensor = field(repr=False)
     sampling: str
     evaluations: int
     reevaluated: int
     calibration: Calibration
 
+    @cached_property
+    def hashes(self) -> Array:
+        """[res, res] uint64; row i is v = centres[i], column j is u = centres[j]. Copied from the device once."""
+        return self.pixels.cpu().numpy().view(np.uint64) if isinstance(self.pixels, Tensor) else self.pixels
+
     @property
     def res(self) -> int:
-        return int(self.hashes.shape[0])
+        return int(self.pixels.shape[0])
 
 
-def sample_image(
-    folded: SliceProgram,
+def sample_image(folded: SliceProgram, res: int, **options: Any) -> PatternImage:
+    """Pattern image of one slice; see `sample_images` for the options."""
+    return sample_images([folded], res, **options)[0]
+
+
+def sample_images(
+    folded: Sequence[SliceProgram],
     res: int,
     *,
     sampling: str = "adaptive",
@@ -57,25 +72,70 @@ def sample_image(
     threads: int | None = None,
     progress: Progress | None = None,
     backend: str = "cpu",
+    device: torch.device = _CPU,
     seed: int = 0,
-) -> PatternImage:
-    """Pattern image of ``res`` x ``res`` pixels; dense and adaptive sampling give the same image.
+) -> list[PatternImage]:
+    """Pattern images of ``res`` x ``res`` pixels of one program on several slices.
 
-    Adaptive sampling evaluates a coarse lattice of pixels and quarters every cell whose corners differ, down to single
-    pixels; a cell whose corners share a hash lies in one region, because activation regions are convex.
+    Dense and adaptive sampling, and all backends and devices, give the same image. Adaptive sampling evaluates a coarse
+    lattice of pixels and quarters every cell whose corners differ, down to single pixels; a cell whose corners share a
+    hash lies in one region, because activation regions are convex. With "triton" all slices go through the same
+    launches, and their images stay on the device.
 
-    ``progress`` is called with the share of the image that is known.
+    ``progress`` is called with the share of the images that is known.
     """
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling is {sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
-    threads = threads or cpu_count()
-    evaluator = GuardedEvaluator(folded, dtype, backend=backend, seed=seed)
-    with one_torch_thread(), Workers(threads) as workers:
-        run = _Run(evaluator, folded.slice.pixel_centres(res), workers, progress or (lambda share: None))
-        hashes = run.adaptive(backend) if sampling == "adaptive" else run.dense()
-    return PatternImage(
-        folded.slice, hashes, sampling, evaluator.evaluated, evaluator.reevaluated, evaluator.calibration
-    )
+    report = progress or (lambda share: None)
+    if backend == "triton":
+        return _on_device(folded, res, sampling, dtype, report, device, seed)
+    images = []
+    for number, on_slice in enumerate(folded):
+        evaluator = GuardedEvaluator(on_slice, dtype, backend=backend, seed=seed)
+        threads = threads or cpu_count()
+        with one_torch_thread(), Workers(threads) as workers:
+            run = _Run(
+                evaluator,
+                on_slice.slice.pixel_centres(res),
+                workers,
+                lambda share: report((number + share) / len(folded)),  # noqa: B023 - called at once
+            )
+            hashes = run.adaptive(backend) if sampling == "adaptive" else run.dense()
+        images += _images([on_slice], [hashes], sampling, evaluator)
+    return images
+
+
+def _on_device(
+    folded: Sequence[SliceProgram],
+    res: int,
+    sampling: str,
+    dtype: str,
+    progress: Progress,
+    device: torch.device,
+    seed: int,
+) -> list[PatternImage]:
+    with full_float32(), current_device(device):
+        evaluator = GuardedEvaluator(folded, dtype, backend="triton", device=device, seed=seed)
+        if sampling == "adaptive":
+            images = adaptive_images(evaluator.write, len(folded), res, device, progress)
+        else:
+            images = torch.empty((len(folded), res, res), dtype=torch.int64, device=device)
+            evaluator.write_all(images, progress)
+        return _images(folded, list(images), sampling, evaluator)
+
+
+def _images(
+    folded: Sequence[SliceProgram], pixels: Sequence[Array | Tensor], sampling: str, evaluator: GuardedEvaluator
+) -> list[PatternImage]:
+    return [
+        PatternImage(on_slice.slice, image, sampling, evaluations, reevaluated, evaluator.calibration)
+        for on_slice, image, evaluations, reevaluated in zip(folded, pixels, evaluator.evaluated, evaluator.reevaluated)
+    ]
+
+
+def current_device(device: torch.device) -> Any:
+    """Triton launches on torch's current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 class _Run:
@@ -104,9 +164,7 @@ class _Run:
     def adaptive(self, backend: str) -> Array:
         refine = kernels(backend)
         image = np.zeros((self.res, self.res), np.uint64)  # of UNKNOWN, but written only when it is known
-        spacing = 1
-        while spacing * _COARSEST_CELLS < self.res:
-            spacing *= 2
+        spacing = first_spacing(self.res)
         ticks = np.unique(np.append(np.arange(0, self.res, spacing), self.res - 1))
         points = (ticks[:, None] * self.res + ticks).reshape(-1)
         corners = ticks[:-1]
@@ -123,7 +181,7 @@ class _Run:
 
             self.workers.run(fill, len(cells), self._share(len(cells)))
             cells = cells[mixed]
-            self.progress(1 - len(cells) * (spacing - 1) ** 2 / image.size)
+            self.progress(max(0.0, 1 - len(cells) * (spacing - 1) ** 2 / image.size))
             if not len(cells):
                 return image
             children = np.empty((4 * len(cells), 2), np.int64)

@@ -1,9 +1,8 @@
-"""The whole way on a GPU against the CPU: images pixel for pixel, tables to the last bit, in Triton's interpreter here."""
+"""The whole way on a GPU against the CPU: images pixel for pixel, tables to the last bit."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +56,11 @@ NETWORKS = {
 
 
 @pytest.fixture(autouse=True)
-def small_sample(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter is slow."""
     if DEVICE.type == "cpu":
         monkeypatch.setattr(guard, "SAMPLE_POINTS", 48)
         monkeypatch.setattr(guard, "_SAMPLE_POINTS_OF_A_SLICE", 16)
-    yield
 
 
 def slices(shape: tuple[int, ...], half_widths: tuple[float, ...]) -> list[Slice]:

@@ -48,6 +48,7 @@ from regiongrid.kernels.mlp_hash.scaling import (
 )
 
 _log = logging.getLogger("regiongrid")
+_UNSPECIALISED = ["total", "slices", "res"]  # no other code for sizes that happen to be 1 or a multiple of 16
 
 # Values below the smallest float16 are lost: a threshold that close to zero cannot be decided.
 _TINY = tl.constexpr(2.0**-24)
@@ -57,7 +58,7 @@ _LARGEST_SQUARE = tl.constexpr(4.29e9)
 
 @triton.jit
 def _split(x):  # type: ignore[no-untyped-def]
-    """Two float16 numbers whose sum is x to 22 bits."""
+    """Two float16 numbers whose sum is x to 22 bits, or to 2^-25 where that is less."""
     large = x.to(tl.float16)
     return large, (x - large.to(tl.float32)).to(tl.float16)
 
@@ -99,8 +100,9 @@ def _place(points, starts, blocks, slices, res, SLICES: tl.constexpr, SOURCE: tl
             pixel = tl.load(points + row, mask=exists, other=0)
         local = (pixel - of * res * res).to(tl.int32)
         up = local // res
-        x = (2 * (local - up * res) + 1 - res).to(tl.float32) / res
-        y = (2 * up + 1 - res).to(tl.float32) / res
+        side = res.to(tl.float32)
+        x = tl.div_rn((2 * (local - up * res) + 1 - res).to(tl.float32), side)
+        y = tl.div_rn((2 * up + 1 - res).to(tl.float32), side)
     return of, row, pixel, x, y, exists
 
 
@@ -146,7 +148,7 @@ def _hash_layer(large, below, bits, K: tl.constexpr, T: tl.constexpr):  # type: 
     return _pack(counts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*_UNSPECIALISED, "layers", "start_hash"])
 def fused(  # type: ignore[no-untyped-def]
     points,  # see _place
     hashes,  # [pixels] int64, written at the points' pixels
@@ -277,7 +279,7 @@ def _commit(  # type: ignore[no-untyped-def]
         tl.store(small_out + at, small, mask=exists[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def first_layer(  # type: ignore[no-untyped-def]
     points,  # see _place
     hashes,  # [rows] int64, XOR
@@ -324,7 +326,7 @@ def first_layer(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "chunks", "chunks_in"])
 def next_layer(  # type: ignore[no-untyped-def]
     large_in,  # [rows, Q] float16
     small_in,  # [rows, Q] float16
@@ -488,11 +490,24 @@ _FUSED = {
     "gfx942": {(1, 0): [(64, 4)], (2, 0): [(64, 4)], (3, 0): [(32, 4)], (4, 0): [(32, 4)],
                (1, 1): [(32, 4)], (2, 1): [(16, 4)], (1, 2): [(32, 4)], (2, 2): [(16, 4)]},
 }  # fmt: skip
+# Thresholds -> tiles, likewise.
 _LAYERED = {
-    "sm_90": LayeredTile(first_chunk=64, chunk=128, block=128, depth=64, warps=8, stages=3),
-    "sm_80": LayeredTile(first_chunk=64, chunk=64, block=128, depth=32, warps=4, stages=3),
-    "gfx942": LayeredTile(first_chunk=64, chunk=64, block=128, depth=32, warps=4, stages=1),
-    "interpreter": LayeredTile(first_chunk=16, chunk=32, block=16, depth=16, warps=4, stages=1),
+    "sm_90": [
+        LayeredTile(first_chunk=64, chunk=128, block=128, depth=64, warps=8, stages=3),
+        LayeredTile(first_chunk=64, chunk=64, block=128, depth=64, warps=8, stages=3),
+        LayeredTile(first_chunk=64, chunk=64, block=128, depth=64, warps=8, stages=3),
+    ],
+    "sm_80": [
+        LayeredTile(first_chunk=32, chunk=64, block=128, depth=32, warps=4, stages=3),
+        LayeredTile(first_chunk=32, chunk=64, block=128, depth=32, warps=4, stages=3),
+        LayeredTile(first_chunk=32, chunk=64, block=64, depth=32, warps=4, stages=3),
+    ],
+    "gfx942": [
+        LayeredTile(first_chunk=64, chunk=64, block=128, depth=32, warps=4, stages=1),
+        LayeredTile(first_chunk=64, chunk=64, block=128, depth=32, warps=4, stages=1),
+        LayeredTile(first_chunk=32, chunk=64, block=64, depth=32, warps=4, stages=1),
+    ],
+    "interpreter": [LayeredTile(first_chunk=16, chunk=32, block=16, depth=16, warps=4, stages=1)] * 3,
 }
 _CHUNK = 64
 _VALUE_BYTES = 1 << 30
@@ -515,7 +530,7 @@ def fused_tiles(widths: Sequence[int], bends: Sequence[Bend | None], chip: str) 
         chunks = -(-max(widths) // 16)
         return [FusedTile(16, chunks, thresholds, 16, 4)] if chunks <= 4 else []
     if max(widths) <= 16:
-        return [FusedTile(16, 1, thresholds, *_FUSED[chip][1, thresholds][0])]
+        return [FusedTile(16, 1, thresholds, *found) for found in _FUSED[chip].get((1, thresholds), [])[:1]]
     chunks = -(-max(widths) // _CHUNK)
     return [FusedTile(_CHUNK, chunks, thresholds, *found) for found in _FUSED[chip].get((chunks, thresholds), [])]
 
@@ -540,9 +555,10 @@ def _seconds(engine: Fused) -> float:
     mlp = engine.mlp
     where = Where.grid(mlp.slices, _TRIAL_RES, mlp.head.device)
     hashes = torch.empty(where.total, dtype=torch.int64, device=mlp.head.device)
+    event: Any = torch.cuda.Event
     times = []
     for _ in range(4):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = event(enable_timing=True), event(enable_timing=True)
         start.record()
         engine(where, hashes)
         stop.record()
@@ -551,9 +567,9 @@ def _seconds(engine: Fused) -> float:
     return float(min(times[1:]))
 
 
-def layered_tile(chip: str) -> LayeredTile:
-    """Configuration of the layered kernels."""
-    return _LAYERED[chip]
+def layered_tile(bends: Sequence[Bend | None], chip: str) -> LayeredTile:
+    """Configuration of the layered kernels for a network."""
+    return _LAYERED[chip][_thresholds(bends)]
 
 
 def _thresholds(bends: Sequence[Bend | None]) -> int:
@@ -674,7 +690,7 @@ class Layered:
         patterns = torch.full((total,), mlp.start, dtype=torch.int64, device=device)
         seen = [torch.empty(total, size if observe else 0, device=device) for size in self._sizes]
         if not total:
-            return Run(flags, seen)
+            return Run(flags, [z[:, :width] for z, width in zip(seen, mlp.widths)] if observe else [])
         squares, values = _room(total, self._sizes[0], tile.first_chunk, device)
         common: dict[str, Any] = {"BLOCK": tile.block, "OBSERVE": observe, "num_warps": tile.warps}
         first_layer[(where.programs(tile.block), self._sizes[0] // tile.first_chunk)](
@@ -705,15 +721,17 @@ class Layered:
 
 def builds() -> list[Build]:
     """What `fused_tiles` and `layered_tile` choose from, for networks of three layers."""
-    cases = [(16, 0, "16x3"), (64, 0, "64x3"), (128, 0, "128x3"), (192, 0, "192x3"), (256, 0, "256x3"),
-             (64, 1, "64x3 leaky"), (128, 1, "128x3 leaky"), (64, 2, "64x3 clamp"), (128, 2, "128x3 clamp")]  # fmt: skip
+    labels = ("", " leaky", " clamp")  # by number of thresholds
+    cases = [(width, bend) for width in (16, 64, 128, 192, 256) for bend in range(3)]
     found = []
     for chip in ("sm_90", "sm_80", "gfx942"):
-        for width, bend, label in cases:
+        for width, bend in cases:
             shape = np.zeros((bend, width))
             tiles = fused_tiles([width] * 3, [Bend(shape, shape, shape) if bend else None], chip)
-            found += [_fused_build(tile, width, f"{label}, {tile.block} points", chip) for tile in tiles]
-        found += _layered_builds(_LAYERED[chip], chip)
+            name = f"{width}x3{labels[bend]}"
+            found += [_fused_build(tile, width, f"{name}, {tile.block} points", chip) for tile in tiles]
+        for bend, label in enumerate(labels):
+            found += _layered_builds(_LAYERED[chip][bend], bend, label, chip)
     return found
 
 
@@ -736,15 +754,15 @@ def _fused_build(tile: FusedTile, width: int, label: str, chip: str) -> Build:
     )  # fmt: skip
 
 
-def _layered_builds(tile: LayeredTile, chip: str) -> list[Build]:
+def _layered_builds(tile: LayeredTile, thresholds: int, label: str, chip: str) -> list[Build]:
     out = {"hashes": "*i64", "flags": "*i32", "squares_out": "*fp32", "large_out": "*fp16", "small_out": "*fp16",
            "seen": "*fp32"}  # fmt: skip
     shared = {"bends": "*fp32", "bits": "*fp16", "total": "i64", "P": "i32:16"}
-    constants = {"T": 0, "BLOCK": tile.block, "LAST": False, "OBSERVE": False}
+    constants = {"T": thresholds, "BLOCK": tile.block, "LAST": False, "OBSERVE": False}
     width = 512
     return [
         Build(
-            name="layered 512, layer 1",
+            name=f"layered 512{label}, layer 1",
             kernel=first_layer,
             types={"points": "*i64", **out, "head": "*fp16", "first_band": "*fp32", "starts": "*i64", "blocks": "*i64",
                    "slices": "i32", "res": "i32", **shared},
@@ -757,7 +775,7 @@ def _layered_builds(tile: LayeredTile, chip: str) -> list[Build]:
             rate="fp16",
         ),
         Build(
-            name="layered 512, layer 2",
+            name=f"layered 512{label}, layer 2",
             kernel=next_layer,
             types={"large_in": "*fp16", "small_in": "*fp16", "squares_in": "*fp32", "chunks_in": "i32", **out,
                    "weights": "*fp16", "bias": "*fp32", "band": "*fp32", "chunks": "i32", "Q": "i32:16", **shared},

@@ -16,8 +16,8 @@ HEAD_ROWS = 16
 # Largest value of a layer on the sample, after scaling: far from the largest float16 (65504) and from the smallest.
 _LARGEST_VALUE = 2.0**8
 _LARGEST_WEIGHT = 2.0**15
-# Constant of the units that only fill up a tile: far below zero, hence off and never close to a threshold.
-_PADDING = -(2.0**15)
+# Constant of units that only fill up a tile, or are zero: far below zero, hence off and never close to a threshold.
+PADDING = -(2.0**15)
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,33 @@ class Scaled:
 
 
 def scale(mlp: Mlp, xy: Tensor, which: Tensor) -> Scaled | None:
-    """Scale a network by what its values are at a sample of points; None if it cannot be held in float16 pairs."""
+    """Scale a network by what its values are at a sample of points; None if it cannot be held in float16 pairs.
+
+    Pairs of float16 keep 22 bits of a number, but nothing below 2^-25. ``first``, ``gain`` and ``offset`` make room for
+    that: 2^-25 in each value, and what the weights lose.
+    """
     before, after = preactivations(mlp, xy, which)
     if not all(bool(values.isfinite().all()) for values in (*before, *after)):
         return None
-    units = [torch.full_like(before[0][0], _power_of_two(_LARGEST_VALUE / _largest(before[0], after[0])))]
+    units = [torch.full_like(before[0][0], _power_of_two(_largest(before[0], after[0])))]
     head = mlp.head * units[0]
-    first = 2**0.5 * head[:, :2].norm(dim=1) + head[:, 2].abs()
+    largest = float(head.abs().max())
+    first = 2**0.5 * head[:, :2].norm(dim=1) + head[:, 2].abs() + 1.5
+    head[:, 2] = _off_where_zero(head[:, 2], (head == 0).all(dim=1), mlp.bends[0])
     weights, biases, gain, offset = [], [], [0.0], [0.0]
     for layer in range(1, mlp.layers):
         matrix, bias = mlp.weights[layer - 1] / units[-1], mlp.biases[layer - 1]
         typical = float((after[layer - 1] * units[-1]).norm(dim=1).median())
-        size = matrix.norm(dim=1) * typical + bias.abs()
+        size = torch.maximum(matrix.norm(dim=1) * typical + bias.abs(), after[layer].abs().amax(dim=0))
         even = torch.where(size > 0, torch.exp2(-torch.round(torch.log2(size.clamp(min=1e-300)))), 1.0)
-        common = _power_of_two(_LARGEST_VALUE / _largest(before[layer] * even, after[layer] * even))
-        units.append(even * common)
-        weights.append(matrix * units[-1][:, None])
-        biases.append(bias * units[-1])
-        gain.append(float(weights[-1].norm(dim=1).max()))
-        offset.append(float(biases[-1].abs().max()))
-    largest = max(float(tensor.abs().max()) for tensor in (head, *weights))
+        units.append(even * _power_of_two(_largest(before[layer] * even, after[layer] * even)))
+        weight, constant = matrix * units[-1][:, None], bias * units[-1]
+        largest = max(largest, float(weight.abs().max()))
+        lost = weight - sum(part.double() for part in split(weight))
+        gain.append(max(float(weight.norm(dim=1).max()), 2.0**22 * float(lost.norm(dim=1).max())))
+        offset.append(float(constant.abs().max()) + 0.5 * gain[-1] * weight.shape[1] ** 0.5)
+        weights.append(weight)
+        biases.append(_off_where_zero(constant, (weight == 0).all(dim=1) & (constant == 0), mlp.bends[layer]))
     if not largest < _LARGEST_WEIGHT:
         return None
     bends = tuple(_scale_bend(bend, unit) for bend, unit in zip(mlp.bends, units))
@@ -63,12 +70,18 @@ def scale(mlp: Mlp, xy: Tensor, which: Tensor) -> Scaled | None:
     return Scaled(scaled, tuple(units), first, tuple(gain), tuple(offset))
 
 
+def _off_where_zero(constant: Tensor, zero: Tensor, bend: Bend | None) -> Tensor:
+    """A ReLU unit without weights and bias is at its threshold everywhere, and off: far below it no point is close."""
+    return torch.where(zero, PADDING, constant) if bend is None else constant
+
+
 def _largest(*tensors: Tensor) -> float:
     return max(float(tensor.abs().max()) for tensor in tensors)
 
 
-def _power_of_two(ratio: float) -> float:
-    return float(2.0 ** np.round(np.log2(ratio))) if np.isfinite(ratio) and ratio > 0 else 1.0
+def _power_of_two(largest: float) -> float:
+    """What brings the largest value of a layer to about `_LARGEST_VALUE`."""
+    return float(2.0 ** np.round(np.log2(_LARGEST_VALUE / largest))) if largest > 0 else 1.0
 
 
 def _scale_bend(bend: Bend | None, unit: Tensor) -> Bend | None:
@@ -79,7 +92,7 @@ def _scale_bend(bend: Bend | None, unit: Tensor) -> Bend | None:
 
 
 def split(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Two float16 tensors whose sum is ``numbers`` to 22 bits."""
+    """Two float16 tensors whose sum is ``numbers`` to 22 bits, or to 2^-25 where that is less."""
     large = numbers.to(torch.float16)
     return large, (numbers - large.to(numbers.dtype)).to(torch.float16)
 
@@ -97,13 +110,13 @@ def head_rows(head: Tensor, size: int) -> Tensor:
     rows = [x1, x2, x3, x1, x2, x1, y1, y2, y3, y1, y2, y1, c1, c2, c3, torch.zeros_like(c1)]
     units = head.shape[2]
     padded = pad(torch.stack(rows, dim=2), (0, 0, 0, size - units))
-    padded[:, units:, 12] = _PADDING
+    padded[:, units:, 12] = PADDING
     return padded.contiguous()
 
 
 def padded_bias(bias: Tensor, size: int) -> Tensor:
     """float32 [size]."""
-    return pad(bias, (0, size - bias.shape[0]), value=_PADDING).float()
+    return pad(bias, (0, size - bias.shape[0]), value=PADDING).float()
 
 
 def weight_pair(weight: Tensor, rows: int, columns: int) -> Tensor:

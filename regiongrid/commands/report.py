@@ -85,12 +85,13 @@ def _triton_kernels(facts: Facts) -> list[RenderableType]:
         return [Text("\nTriton kernels: none, because Triton is not installed")]
     table = Table(box=_RULED, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("Triton kernel", overflow="fold")
+    table.add_column("Chips", overflow="fold")
     table.add_column("Constants (block sizes, precision)", overflow="fold")
     table.add_column("warps", justify="right", no_wrap=True)
     table.add_column("stages", justify="right", no_wrap=True)
     for row in rows:
         constants = ", ".join(f"{name}={value}" for name, value in row["constants"].items())
-        table.add_row(row["kernel"], constants, f"{row['warps']}", f"{row['stages']}")
+        table.add_row(row["kernel"], ", ".join(row["targets"]), constants, f"{row['warps']}", f"{row['stages']}")
     return [Text(), table]
 
 

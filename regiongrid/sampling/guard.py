@@ -174,7 +174,7 @@ class GuardedEvaluator:
         if tiles:
             engine = gpu.Fused(scaled, gpu.fastest_tile(scaled, tiles))
         else:
-            engine = gpu.Layered(scaled, gpu.layered_tile(chip))
+            engine = gpu.Layered(scaled, gpu.layered_tile(scaled.mlp.bends, chip))
         return engine, scaled
 
     @cached_property

@@ -5,7 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 OUT ?= demo-output
 
-.PHONY: demo test lint types bench clean
+# With BIN on the command line, gpu and static use the python there as it is and install nothing: for a machine that has
+# a torch built for its GPU. regiongrid must be there too (pip install --no-deps --editable .), and what it needs.
+# Without it they run in the virtual environment, with the torch that pip gives the python named by PYTHON.
+READY := $(if $(filter file,$(origin BIN)),$(VENV)/.dev)
+
+.PHONY: demo test lint types bench gpu static clean
 
 demo: $(VENV)/.demo
 	$(BIN)/regiongrid estimate --ckpt examples/digits-mlp.pt --slice examples/digits-slice.npz --res 4096 --out $(OUT)
@@ -28,6 +33,14 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# Checks and timings on this machine's GPU; GPU_ARGS=--quick for less than three minutes.
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
+# Registers, spills and bounds of the Triton kernels for all chips; needs no GPU.
+static: $(READY)
+	$(BIN)/python -m benchmarks.static --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

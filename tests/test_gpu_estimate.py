@@ -79,8 +79,9 @@ def assert_equal(ours: rg.Estimate, wanted: rg.Estimate) -> None:
         assert mine[key] == theirs[key], key
 
 
-@pytest.mark.parametrize("sampling", ["adaptive", "dense"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "sampling"), [*((name, "adaptive") for name in NETWORKS), ("fused", "dense"), ("convolutions", "dense")]
+)
 def test_images_and_tables_are_those_of_the_cpu(name: str, sampling: str) -> None:
     make, shape, fast = NETWORKS[name]
     torch.manual_seed(0)

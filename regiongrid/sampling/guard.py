@@ -119,6 +119,7 @@ class GuardedEvaluator:
             self._try_single(dtype != "auto", sample)
         self._counts = torch.zeros(2, len(self._slices), dtype=torch.int64, device=device)
         self._count_lock = threading.Lock()
+        self._last_places: _PixelPlaces | None = None
 
     def _evaluator(self, dtype: torch.dtype, kappa: Array, *, arbiter: bool = False) -> PatternEvaluator:
         folded = self._slices if len(self._slices) > 1 else self._slices[0]
@@ -209,7 +210,7 @@ class GuardedEvaluator:
         """
         points = torch.from_numpy(uv).to(self._device)
         hashes = torch.empty(len(uv), dtype=torch.int64, device=self._device)
-        close = self._fast_pass(points, None, hashes)
+        close = self._fast_pass(points, hashes)
         self._decide(close, lambda rows: (points[rows], None), hashes)
         with self._count_lock:
             self._counts[0] += len(uv)
@@ -218,7 +219,7 @@ class GuardedEvaluator:
 
     def write(self, images: Tensor, pixels: Tensor) -> None:
         """Write the hashes of ``pixels``, flat int64 numbers, into ``images``, int64 [slices, res, res], contiguous."""
-        place = _PixelPlaces(self._slices, images.shape[1], self._device)
+        place = self._places(images.shape[1])
         if len(images) > 1:
             pixels = pixels.sort().values  # the kernels want the points of a slice together
         for part in torch.split(pixels, self._most_pixels):
@@ -226,35 +227,45 @@ class GuardedEvaluator:
 
     def write_all(self, images: Tensor, progress: Callable[[float], None]) -> None:
         """Write the hashes of all pixels into ``images``, int64 [slices, res, res], contiguous."""
-        place = _PixelPlaces(self._slices, images.shape[1], self._device)
+        place = self._places(images.shape[1])
         for start in range(0, images.numel(), self._most_pixels):
             stop = min(start + self._most_pixels, images.numel())
-            self._write_part(images, torch.arange(start, stop, device=self._device), place)
+            pixels = torch.arange(start, stop, device=self._device)
+            self._write_part(images, pixels, place, all_pixels=len(pixels) == images.numel())
             progress(stop / images.numel())
+
+    def _places(self, res: int) -> _PixelPlaces:
+        """Kept from one level of an image to the next."""
+        if self._last_places is None or self._last_places.res != res:
+            self._last_places = _PixelPlaces(self._slices, res, self._device)
+        return self._last_places
 
     @property
     def _most_pixels(self) -> int:
         return self._fast.chunk if self._chain is None else self._chain.most_points
 
-    def _write_part(self, images: Tensor, pixels: Tensor, place: _PixelPlaces) -> None:
+    def _write_part(self, images: Tensor, pixels: Tensor, place: _PixelPlaces, *, all_pixels: bool = False) -> None:
+        """``all_pixels``: they are 0, 1, 2, ... and need not be read."""
         flat = images.view(-1)
         if self._chain is None:
             flat[pixels], flags = self._fast(*place(pixels))
         else:
             from regiongrid.kernels.mlp_hash.gpu import Where
 
-            flags = self._chain(Where.pixels(pixels, len(images), images.shape[1]), flat).flags != 0
+            shape = len(images), images.shape[1]
+            where = Where.grid(*shape, self._device) if all_pixels else Where.pixels(pixels, *shape)
+            flags = self._chain(where, flat).flags != 0
         close = pixels[flags]  # waits for the device: how many there are decides what is launched next
         self._decide(close, place, flat)
         for row, counted in enumerate((pixels, close)):
             self._counts[row] += place.count(counted)
 
-    def _fast_pass(self, uv: Tensor, which: Tensor | None, hashes: Tensor) -> Tensor:
-        """Hash points stage by stage; return the rows of those that are too close to call."""
+    def _fast_pass(self, uv: Tensor, hashes: Tensor) -> Tensor:
+        """Hash points of a single slice stage by stage; return the rows of those that are too close to call."""
         flags = torch.empty(len(uv), dtype=torch.bool, device=self._device)
         for start in range(0, len(uv), self._fast.chunk):
             part = slice(start, start + self._fast.chunk)
-            hashes[part], flags[part] = self._fast(uv[part], which)
+            hashes[part], flags[part] = self._fast(uv[part])
         return flags.nonzero().squeeze(1)
 
     def _decide(self, points: Tensor, place: Callable[[Tensor], tuple[Tensor, Tensor | None]], hashes: Tensor) -> None:
@@ -279,15 +290,15 @@ class _PixelPlaces:
     def __init__(self, slices: Sequence[SliceProgram], res: int, device: torch.device) -> None:
         centres = np.stack([folded.slice.pixel_centres(res) for folded in slices])
         self._centres = torch.from_numpy(centres).to(device)
-        self._res = res
+        self.res = res
         self._first = torch.arange(len(slices) + 1, device=device) * (res * res)
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """uv float64 [B, 2], and the slice of each pixel where there are several."""
-        rows = pixels // self._res
-        which = rows // self._res
-        columns = pixels - rows * self._res
-        uv = torch.stack([self._centres[which, columns], self._centres[which, rows - which * self._res]], dim=1)
+        rows = pixels // self.res
+        which = rows // self.res
+        columns = pixels - rows * self.res
+        uv = torch.stack([self._centres[which, columns], self._centres[which, rows - which * self.res]], dim=1)
         return uv, which if len(self._centres) > 1 else None
 
     def count(self, pixels: Tensor) -> Tensor | int:

@@ -306,6 +306,20 @@ def test_tiles_of_this_device(width: int, kinds: tuple[str, ...]) -> None:
         assert_right(found, mlp, points, str(run.tile), 0.02)
 
 
+@pytest.mark.skipif(CHIP != "interpreter", reason="on a GPU test_tiles_of_this_device has the widths")
+@pytest.mark.parametrize("width", [63, 100, 200, 257])
+def test_tiles_of_a_chip_in_the_interpreter(width: int) -> None:
+    mlp = network((width, width - 1), ("relu",), slices=2)
+    scaled = scaled_by(mlp)
+    points = random_points((130, 70))
+    runs: list[gpu.Fused | gpu.Layered] = [gpu.Layered(scaled, gpu.layered_tile(mlp.bends, "sm_90"))]
+    runs += [gpu.Fused(scaled, tile) for tile in gpu.fused_tiles(mlp.widths, mlp.bends, "sm_90")]
+    assert (len(runs) == 1) == (width > 256)
+    for run in runs:
+        found = launch(with_bands(run, scaled), points.where(), len(points))
+        assert_right(found, mlp, points, str(run.tile), 0.03)
+
+
 @settings(max_examples=8, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink would take minutes
 @given(data=st.data())
 def test_random_networks(data: st.DataObject) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UnsupportedOperatorError,
     )
     from regiongrid.estimation import Estimate, estimate
+    from regiongrid.monitor import RegionMonitor
     from regiongrid.network import Network, load_network
     from regiongrid.regions import RegionTable
     from regiongrid.slices import Slice
@@ -36,6 +37,7 @@ _HOME = {
     "InputError": "regiongrid.errors",
     "MemoryLimitError": "regiongrid.errors",
     "Network": "regiongrid.network",
+    "RegionMonitor": "regiongrid.monitor",
     "RegionTable": "regiongrid.regions",
     "RegiongridError": "regiongrid.errors",
     "Slice": "regiongrid.slices",
@@ -55,6 +57,7 @@ __all__ = [
     "InputError",
     "MemoryLimitError",
     "Network",
+    "RegionMonitor",
     "RegionTable",
     "RegiongridError",
     "Slice",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +38,51 @@ def lower(module: nn.Module, input_shape: Sequence[int]) -> Program:
     InputError
         The module cannot be exported at this input shape, or has no breakpoint.
     """
+    return lower_with_recipe(module, input_shape)[0]
+
+
+@dataclass
+class Recipe:
+    """How the constants of a program follow from the tensors of its module, to make them again when those change.
+
+    Attributes
+    ----------
+    sources
+        Constant -> dotted name of the parameter, buffer or tensor attribute that it is.
+    derived
+        Constants that are computed of others (the weight of a parametrised layer), in the order in which they are.
+    breakpoints
+        Number of a stage -> function of the constants that makes its breakpoint, where they set it (PReLU).
+    frozen
+        Operators that take a Python number which was computed from tensors (``scale.item()``): it cannot follow them.
+    """
+
+    sources: dict[str, str] = field(default_factory=dict)
+    derived: list[AffineCall] = field(default_factory=list)
+    breakpoints: dict[int, Callable[[Mapping[str, Any]], Breakpoint]] = field(default_factory=dict)
+    frozen: list[str] = field(default_factory=list)
+
+    def apply(self, program: Program, tensors: Mapping[str, Tensor]) -> Program:
+        """The program with ``tensors``, by dotted name, float64 where they are floating-point, as its constants."""
+        constants: dict[str, Any] = dict(program.constants)
+        constants.update((constant, tensors[name]) for constant, name in self.sources.items() if name in tensors)
+        for call in self.derived:
+            constants[call.name] = _as_float64(call.run(constants.__getitem__))
+        stages = list(program.stages)
+        for k, make in self.breakpoints.items():
+            stages[k] = replace(stages[k], breakpoint=make(constants))
+        kept = {name: constants[name] for name in program.constants}
+        return replace(program, stages=tuple(stages), constants=kept)
+
+
+def lower_with_recipe(module: nn.Module, input_shape: Sequence[int]) -> tuple[Program, Recipe]:
+    """As `lower`, and with the program how its constants follow from the module's tensors."""
     shape = tuple(int(size) for size in input_shape)
-    return _lower_chain(module, shape) or _Lowering(_export(module, shape), shape).program()
+    chain = _lower_chain(module, shape)
+    if chain is not None:
+        return chain, Recipe({name: name for name in chain.constants})
+    lowering = _Lowering(_export(module, shape), shape)
+    return lowering.program(), lowering.recipe
 
 
 class _Draft:
@@ -192,6 +237,8 @@ class _Lowering:
         }
         for placeholder, name in names.items():
             self.constants[placeholder] = _as_float64(state[name])
+        self.recipe = Recipe(dict(names))
+        self._varying = set(names)  # constants that change with the module's tensors
         self.alias[signature.user_inputs[0]] = INPUT
 
     def program(self) -> Program:
@@ -238,9 +285,16 @@ class _Lowering:
     def _evaluate(self, node: Node) -> Any:
         """The value of a node that depends on no input."""
         args, kwargs = _map_arguments(node, lambda n: self.constants[n.name])
+        if any(n.name in self._varying for n in node.all_input_nodes):
+            self._varying.add(node.name)
+            step = _map_arguments(node, lambda n: Ref(n.name) if n.name in self._varying else self.constants[n.name])
+            self.recipe.derived.append(AffineCall(node.name, node.target, *step))  # type: ignore[arg-type]
         return _as_float64(node.target(*args, **kwargs))  # type: ignore[operator]
 
     def _add_affine(self, node: Node) -> None:
+        varying = [self.constants[n.name] for n in _tensor_arguments(node) if n.name in self._varying]
+        if not all(isinstance(value, Tensor) for value in varying):
+            self.recipe.frozen.append(_describe(node))
         args, kwargs = _map_arguments(node, self._reference)
         kept = {key: value for key, value in kwargs.items() if key not in {"dtype", "memory_format"}}
         function: Any = SUBSTITUTES.get(_operator(node), node.target)
@@ -259,6 +313,10 @@ class _Lowering:
             self.opaque[node.name] = _describe(node)
             return
         sources, breakpoint = made
+        fixed = {n.name: self.constants[n.name] for n in node.all_input_nodes if n.name in self.constants}
+        if self._varying & set(fixed):
+            make = functools.partial(_breakpoint, operator, node, fixed)
+            self.recipe.breakpoints[len(self.draft.stages)] = make
         names = [self._name(source) for source in sources]
         value = self.draft.add_breakpoint(node.name, names, breakpoint, output_shape(node), _describe(node))
         self.alias[node.name] = value
@@ -276,6 +334,17 @@ class _Lowering:
     def _constant(self, argument: Any) -> Any:
         """The value of an argument that does not depend on the input, None for one that does."""
         return self.constants.get(argument.name) if isinstance(argument, Node) else argument
+
+
+def _breakpoint(operator: str, node: Node, fixed: Mapping[str, Any], constants: Mapping[str, Any]) -> Breakpoint:
+    """The breakpoint that a node makes with these constants, and with ``fixed`` for those that are missing there."""
+
+    def constant(argument: Any) -> Any:
+        return constants.get(argument.name, fixed.get(argument.name)) if isinstance(argument, Node) else argument
+
+    made = BREAKPOINTS[operator](node, constant)
+    assert made is not None
+    return made[1]
 
 
 def _as_float64(value: Any) -> Any:

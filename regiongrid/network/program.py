@@ -19,6 +19,7 @@ from regiongrid.errors import InputError
 
 INPUT = "input"
 
+_OF_ROWS = (torch.nn.functional.linear, torch.ops.aten.linear.default)
 
 Array = np.ndarray[Any, Any]
 
@@ -154,6 +155,11 @@ class Segment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether `run` does the same for [B, 1, n] as for B samples: plain linear layers need no torch.vmap."""
+        return all(call.function in _OF_ROWS for call in self.calls)
+
     def run(self, constants: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run on ONE sample. Tensors carry the exported leading dimension of 1."""
         known: dict[str, Any] = dict(zip(self.inputs, inputs))
@@ -253,7 +259,10 @@ def run_segment(segment: Segment, constants: Mapping[str, Tensor], values: dict[
     if not segment.outputs:
         return
     batched = [values[name] for name in segment.inputs]
-    outputs = torch.vmap(lambda *sample: segment.run(constants, sample))(*batched)
+    if segment.takes_batches:
+        outputs = segment.run(constants, batched)
+    else:
+        outputs = torch.vmap(lambda *sample: segment.run(constants, sample))(*batched)
     values.update(zip(segment.outputs, outputs))
 
 

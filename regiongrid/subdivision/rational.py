@@ -20,7 +20,7 @@ from regiongrid.network.on_slice import AffineInUV, SliceProgram, sparse_matrice
 from regiongrid.network.program import Maximum, Piecewise
 from regiongrid.subdivision.integers import Factors, Limbs, added, from_floats, lifted, scale_of, times, whole
 from regiongrid.subdivision.levels import AliasLevel, CutLevel, Level, PickLevel
-from regiongrid.subdivision.mesh import BORDER_LINES, Functions, Mesh, Signs
+from regiongrid.subdivision.mesh import Functions, Mesh, Signs
 from regiongrid.subdivision.tournament import Tournament
 
 Form = tuple[int, int, int]
@@ -69,6 +69,18 @@ class _Made(Forms):
         return added(parts)
 
 
+def border_forms(half_width: float) -> list[Form]:
+    """The forms that are zero on the border's lines, as `mesh.square` numbers them."""
+    scale = scale_of(np.array([half_width]))
+    side, one = _whole(half_width, scale), 1 << scale
+    return [(side, 0, one), (-side, one, 0), (-side, 0, one), (side, one, 0)]
+
+
+def uv_forms(folded: SliceProgram) -> dict[str, Forms]:
+    """Values in front of the first breakpoint."""
+    return {name: _from_uv(affine) for name, affine in folded.uv_values.items()}
+
+
 def _from_uv(affine: AffineInUV) -> Forms:
     table = np.concatenate([affine.constant.numpy()[:, None], affine.tangents.numpy()], axis=1)
     scale = scale_of(table)
@@ -114,16 +126,17 @@ class Rationals:
             for k, stage in enumerate(folded.stages)
             if isinstance(stage.breakpoint, Maximum)
         }
-        h = folded.slice.half_width
-        scale = scale_of(np.array([h]))
-        side, one = _whole(h, scale), 1 << scale
         widest = max(stage.breakpoint.inputs for stage in folded.stages)
-        self.distance = _DISTANCE * (widest + 4) * h
-        self._border: list[Form] = [(side, 0, one), (-side, one, 0), (-side, 0, one), (side, one, 0)]
+        self.distance = _DISTANCE * (widest + 4) * folded.slice.half_width
+        self._border = border_forms(folded.slice.half_width)
+
+    def _first_values(self, face: int) -> dict[str, Forms]:
+        """Values in front of the first breakpoint, on a polygon of the mesh that the subdivision starts from."""
+        return self._uv
 
     @functools.cached_property
     def _uv(self) -> dict[str, Forms]:
-        return {name: _from_uv(affine) for name, affine in self.folded.uv_values.items()}
+        return uv_forms(self.folded)
 
     @functools.cached_property
     def _matrices(self) -> list[dict[tuple[str, str], Factors]]:
@@ -154,7 +167,7 @@ class Rationals:
 
     def line(self, levels: Sequence[Level], number: int) -> Form:
         """The form that is zero on a line."""
-        if number < BORDER_LINES:
+        if number < len(self._border):
             return self._border[number]
         for i in range(len(levels) - 1, -1, -1):
             level = levels[i]
@@ -211,7 +224,7 @@ class Rationals:
     def _after(self, levels: Sequence[Level], face: int) -> dict[str, Forms]:
         """All values behind the stage of the last level, a `CutLevel`, on one of its polygons."""
         if not levels:
-            return dict(self._uv)
+            return dict(self._first_values(face))
         level = levels[-1]
         assert isinstance(level, CutLevel)
         forms: dict[str, Forms] | None = level.forms.get(face)

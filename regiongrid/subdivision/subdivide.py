@@ -24,7 +24,7 @@ from regiongrid.network.on_slice import SliceProgram
 from regiongrid.network.program import Maximum
 from regiongrid.subdivision.dissolve import dissolve
 from regiongrid.subdivision.levels import AliasLevel, CutLevel, Level, PickLevel
-from regiongrid.subdivision.mesh import BORDER_LINES, Cut, Functions, Mesh, Signs, split_mesh, square
+from regiongrid.subdivision.mesh import Cut, Functions, Mesh, Signs, split_mesh, square
 from regiongrid.subdivision.parts import Part, Piece, merge_parts, pick_faces, spatial_order
 from regiongrid.subdivision.rational import Rationals, Resolver
 from regiongrid.subdivision.rows import Rows
@@ -83,6 +83,8 @@ class Subdivision:
         ``leaves`` after the run, in the order of the polygons.
     max_bytes
         Of the finished mesh.
+    values, rationals
+        What evaluates the network at vertices, in float64 and exactly; made of ``folded`` if not given.
     """
 
     def __init__(
@@ -95,10 +97,12 @@ class Subdivision:
         max_bytes: int | None = None,
         progress: Callable[[float], None] | None = None,
         leaf: Callable[[Subdivision, Block], Any] | None = None,
+        values: VertexValues | None = None,
+        rationals: Rationals | None = None,
     ) -> None:
         self.folded = folded
-        self.values = VertexValues(folded, keep_output=leaf is not None)
-        self.rationals = Rationals(folded)
+        self.values = VertexValues(folded, keep_output=leaf is not None) if values is None else values
+        self.rationals = Rationals(folded) if rationals is None else rationals
         self.effort = Effort([0] * len(folded.stages))
         self.faces = [0] * len(folded.stages)  # polygons behind each stage
         self._threads = threads
@@ -115,9 +119,10 @@ class Subdivision:
 
     def run(self) -> tuple[Part, list[Any]]:
         """The finished mesh, and what ``leaf`` returned for its blocks."""
-        border = np.full((BORDER_LINES, 3), -1, np.int32)
-        border[:, 2] = np.arange(BORDER_LINES)
-        block = Block(square(self.folded.slice.half_width), {}, (), border, np.arange(5), 1.0)
+        start = self._start()
+        border = np.full((start.first.size, 3), -1, np.int32)
+        border[:, 2] = np.arange(start.first.size)
+        block = Block(start, {}, (), border, np.arange(start.first.size + 1), 1.0)
         if self._threads == 1:
             return self._from_stage(block, 0)
         with ThreadPoolExecutor(self._threads) as self._pool:
@@ -126,6 +131,10 @@ class Subdivision:
             except BaseException:
                 self._pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+    def _start(self) -> Mesh:
+        """The domain. Its edges are the first lines."""
+        return square(self.folded.slice.half_width)
 
     def _from_stage(self, block: Block, k: int, outermost: bool = False) -> tuple[Part, list[Any]]:
         """Subdivide a block by stage k and all behind it."""

@@ -118,8 +118,8 @@ class VertexValues:
             if matrices:
                 parts = [matrices[output, name] for name in segment.inputs]
                 gain = segment.row_norms[output].numpy()
-                spectral = tuple(_spectral_bound(part, len(self.folded.stages)) for part in parts)
-                frobenius = tuple(float(part.norm()) for part in parts)
+                frobenius = (float(np.linalg.norm(gain)),) if len(parts) == 1 else tuple(float(p.norm()) for p in parts)
+                spectral = tuple(_spectral_bound(p, norm, len(self.folded.stages)) for p, norm in zip(parts, frobenius))
                 constant = segment.offsets[output].numpy()  # a graph's own biases included
                 fans = tuple(float(torch.count_nonzero(part, dim=1).max()) for part in parts)
             else:
@@ -134,7 +134,7 @@ class VertexValues:
             maps.append(
                 _Map(
                     output=output,
-                    matrices=tuple(part.T.contiguous() for part in parts),
+                    matrices=tuple(part.T for part in parts),
                     constant=constant if constant.any() else None,
                     tangents=None if tangents is None else np.ascontiguousarray(tangents),
                     gain=gain,
@@ -319,20 +319,21 @@ def _check_continuous(breakpoint: Any, label: str) -> None:
         )
 
 
-def _spectral_bound(matrix: Tensor, depth: int) -> float:
+def _spectral_bound(matrix: Tensor, frobenius: float, depth: int) -> float:
     """An upper bound on the spectral norm, the sharpest that is cheap beside the evaluation.
 
     ||M||^2 <= ||M||_1 ||M||_inf; with G = M M^T also ||M||^(2 p) <= ||G^p||_F, which is off by n^(1 / 4 p) at most. In
     shallow networks rounding in the last product rules the bound, whatever this one is.
     """
-    scale = float(matrix.abs().max())
+    size = matrix.abs()
+    scale = float(size.max())
     if scale == 0:
         return 0.0
-    scaled = matrix / scale
-    size = scaled.abs()
-    bound = min(float(scaled.norm()), float(size.sum(0).max() * size.sum(1).max()) ** 0.5)
+    size /= scale
+    bound = min(frobenius / scale, float(size.sum(0).max() * size.sum(1).max()) ** 0.5)
     small = min(matrix.shape)
     if depth >= _DEEP and small * matrix.numel() <= _GRAM_PRODUCTS:
+        scaled = matrix / scale
         gram = scaled @ scaled.T if matrix.shape[0] <= matrix.shape[1] else scaled.T @ scaled
         power, logarithm = 1, 0.0  # G^power = exp(logarithm) gram
         for _ in range(_SQUARINGS if small <= _SHARP_WIDTH else 0):

@@ -1,0 +1,112 @@
+"""What a monitor is given, checked and brought into one form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from regiongrid.errors import InputError
+from regiongrid.estimation import MAX_RES
+from regiongrid.network.program import Program
+from regiongrid.slices import Slice
+
+ON_ERROR = ("warn", "raise")
+
+
+def check_arguments(
+    known: Sequence[str],
+    *,
+    res: Any,
+    every: Any,
+    sigma: Any,
+    threads: Any,
+    on_error: Any,
+    metrics: Sequence[str] | None,
+    probe: Any,
+    features: Any,
+) -> None:
+    """Raise `InputError` for an argument of `RegionMonitor` that cannot be used; ``known`` are the metrics."""
+    for name, value, most in (("res", res, MAX_RES), ("every", every, None), ("threads", threads, None)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not (whole and 1 <= value <= (most or value)) and not (name == "threads" and value is None):
+            upper = f" to {most}" if most else " on"
+            raise InputError(f"{name} is {value!r}; it must be a whole number from 1{upper}")
+    if not 0 < sigma < float("inf"):
+        raise InputError(f"sigma is {sigma!r}; it must be a positive number, in units of pre-activations")
+    if on_error not in ON_ERROR:
+        raise InputError(f"on_error is {on_error!r}; it must be one of {', '.join(ON_ERROR)}")
+    if features is not None and not callable(features):
+        raise InputError(f"features must be a function of the probe batch, got {type(features).__name__}")
+    if features is not None and probe is None:
+        raise InputError("features needs a probe batch to be called with: probe=...")
+    if metrics is not None:
+        _check_metrics(metrics, known, probe)
+
+
+def _check_metrics(metrics: Sequence[str], known: Sequence[str], probe: Any) -> None:
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    unknown = [name for name in names if name not in known]
+    if unknown or isinstance(metrics, str) or not names:
+        raise InputError(f"metrics must be some of {', '.join(known)}, got {metrics!r}")
+    if "representation" in names and probe is None:
+        raise InputError("metric 'representation' needs a probe batch: probe=...")
+
+
+def sample_shape(samples: ArrayLike | Tensor) -> tuple[int, ...]:
+    """Shape of one sample of a batch."""
+    shape = tuple(samples.shape) if isinstance(samples, Tensor) else np.shape(samples)
+    if len(shape) < 2 or 0 in shape:
+        raise InputError(f"anchors must have shape [N, ...] with N >= 1 data points, got {list(shape)}")
+    return tuple(int(size) for size in shape[1:])
+
+
+def sample_rows(samples: ArrayLike | Tensor, program: Program, what: str) -> NDArray[np.float64]:
+    """A float64 copy of a batch of samples, [N, d].
+
+    Raises
+    ------
+    InputError
+        The samples do not fit the network's input, or an entry is not finite.
+    """
+    if isinstance(samples, Tensor):
+        array = samples.detach().to("cpu", torch.float64).numpy()
+    else:
+        array = np.asarray(samples)
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"{what} must be real numbers, got an array of {array.dtype}")
+    if array.ndim < 2 or len(array) == 0 or array[0].size != program.input_size:
+        raise InputError(
+            f"{what} must have shape [N, {', '.join(map(str, program.input_shape))}], N >= 1, as the network takes it; "
+            f"got {list(array.shape)}"
+        )
+    rows: NDArray[np.float64] = np.array(array.reshape(len(array), -1), np.float64)
+    if not np.isfinite(rows).all():
+        raise InputError(f"{what} have {int((~np.isfinite(rows)).sum())} NaN or infinite entries")
+    return rows
+
+
+def given_slices(slices: Sequence[Slice], half_width: float | None, program: Program) -> list[Slice]:
+    """The slices that the user made.
+
+    Raises
+    ------
+    InputError
+        There is none, one is no `Slice` or lies in another space, or ``half_width`` was given as well.
+    """
+    made = list(slices)
+    if not made or not all(isinstance(plane, Slice) for plane in made):
+        raise InputError(f"slices must be a whole number or a sequence of Slice, got {slices!r}")
+    if half_width is not None:
+        raise InputError("given slices have half-widths of their own; leave out half_width, or give a number of slices")
+    for plane in made:
+        if plane.dimension != program.input_size:
+            raise InputError(
+                f"a slice lies in a space of dimension {plane.dimension}, but the network takes {program.input_size} "
+                f"numbers (input shape {program.input_shape})"
+            )
+    return made

@@ -45,6 +45,7 @@ from regiongrid.network.live import LiveNetwork
 from regiongrid.network.on_slice import restrict_all
 from regiongrid.network.program import Maximum, Piecewise, Program
 from regiongrid.slices import Slice
+from regiongrid.subdivision import joint
 from regiongrid.subdivision.joint import joinable, subdivide_jointly
 
 
@@ -264,17 +265,29 @@ def test_plain_settings_are_followed_and_counters_ignored(monkeypatch: pytest.Mo
     assert traced == 3
 
 
-def test_python_numbers_made_of_tensors_are_refused() -> None:
-    class Item(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.scale = nn.Linear(3, 3), nn.Parameter(torch.ones(()))
+class Scaled(nn.Module):
+    """A Python number from a tensor, as a factor, as what fills a tensor, or as a bound."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(self.layer(x) * self.scale.item())
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.scale, self.how = nn.Linear(3, 3), nn.Parameter(torch.ones(())), how
 
-    with pytest.raises(InputError):
-        LiveNetwork(Item(), (3,))
+    def forward(self, x: Tensor) -> Tensor:
+        number, y = self.scale.item(), self.layer(x)
+        if self.how == "factor":
+            return torch.relu(y * number)
+        return torch.relu(y + torch.full((3,), number)) if self.how == "fill" else torch.clamp(y, -1.0, number)
+
+
+def test_python_numbers_made_of_tensors_are_refused_or_followed() -> None:
+    with pytest.raises(InputError, match="a Python number that is computed from a tensor"):
+        LiveNetwork(Scaled("factor"), (3,))
+    for how in ("fill", "bound"):
+        module = Scaled(how)
+        live = LiveNetwork(module, (3,))
+        with torch.no_grad():
+            module.scale.fill_(0.25)
+        assert_equal_programs(live.current().program, rg.load_network(module, input_shape=(3,)).program)
 
 
 def test_a_module_that_has_diverged_is_an_error() -> None:
@@ -318,16 +331,16 @@ def _slices(d: int, half_widths: list[float]) -> list[Slice]:
 def _assert_joint_equals_exact(network: rg.Network, slices: list[Slice]) -> None:
     folded = restrict_all(network.program, slices)
     assert joinable(folded)
-    joint = subdivide_jointly(folded)
+    found = subdivide_jointly(folded)
     single = rg.exact(network, slices)
-    counts = np.bincount(joint.slice_of, minlength=len(slices))
-    assert counts.tolist() == [len(found.regions) for found in single]
+    counts = np.bincount(found.slice_of, minlength=len(slices))
+    assert counts.tolist() == [len(one.regions) for one in single]
     for stage in range(len(network.program.stages)):
-        expected = [found.layers[stage]["regions"] for found in single]
-        assert joint.regions_up_to(stage, len(slices)).tolist() == expected
-    inner = joint.polygons.sides.stage >= 0
-    lengths = np.bincount(joint.side_slices[inner], joint.polygons.side_lengths[inner], len(slices))
-    assert lengths == pytest.approx([found.boundary_length for found in single], rel=1e-9)
+        expected = [one.layers[stage]["regions"] for one in single]
+        assert found.regions_up_to(stage, len(slices)).tolist() == expected
+    inner = found.polygons.sides.stage >= 0
+    lengths = np.bincount(found.side_slices[inner], found.polygons.side_lengths[inner], len(slices))
+    assert lengths == pytest.approx([one.boundary_length for one in single], rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +359,7 @@ def test_joint_subdivision_finds_what_single_ones_do(make: Callable[[], nn.Modul
     _assert_joint_equals_exact(network, [*slices, slices[0], slices[1]])  # the same regions once more
 
 
-def test_joint_subdivision_settles_ties_exactly() -> None:
+def test_joint_subdivision_settles_ties_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many lines through one point, and through corners: signs that float64 leaves open."""
     module = mlp([2, 6, 4, 2])
     with torch.no_grad():
@@ -358,7 +371,16 @@ def test_joint_subdivision_settles_ties_exactly() -> None:
     slices = [
         Slice([0, 0], [1, 0], [0, 1], 1.0), Slice([1, 1], [1, 0], [0, 1], 1.0), Slice([0, 0.5], [1, 0], [0, 1], 2.0)
     ]  # fmt: skip
+    asked: list[int] = []
+    original = joint._JointRationals._first_values
+
+    def counting(self: Any, face: int) -> Any:
+        asked.append(face)
+        return original(self, face)
+
+    monkeypatch.setattr(joint._JointRationals, "_first_values", counting)
     _assert_joint_equals_exact(network, slices)
+    assert set(asked) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("make", [lambda: mlp([6, 12, 12, 2]), lambda: nn.Sequential(nn.Flatten(), *mlp([6, 9, 2]))])
@@ -1044,7 +1066,7 @@ def test_no_result_depends_on_the_number_of_threads() -> None:
     assert records[0]["regions/count"] > 10
 
 
-def test_a_max_pool_has_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_max_pool_is_measured_exactly() -> None:
     torch.manual_seed(11)
     data = torch.randn(6, 1, 6, 6)
     monitor = RegionMonitor(pooled(), data, slices=3, on_error="raise")
@@ -1053,3 +1075,12 @@ def test_a_max_pool_has_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record is not None
     network = rg.load_network(monitor.model, input_shape=(1, 6, 6))
     _assert_record_is_that_of_exact(record, network, monitor.slices)
+
+
+def test_a_point_that_no_decision_can_reach() -> None:
+    """Windows of one entry each, beside padding: nothing ever changes."""
+    program = rg.load_network(nn.MaxPool1d(2, 2, padding=1), input_shape=(9, 2)).program
+    points = torch.randn(3, 18, dtype=torch.float64)
+    found = near_boundary(program, points, torch.eye(18, dtype=torch.float64), 0.1, Activity())
+    assert np.isinf(found.distance).all()
+    assert not found.local_complexity.any()

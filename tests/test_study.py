@@ -25,6 +25,7 @@ from regiongrid.commands import study as command
 from regiongrid.commands.app import app
 from regiongrid.errors import InputError, RegiongridError
 from regiongrid.monitor import RegionMonitor
+from regiongrid.monitoring.history import History
 from regiongrid.study import Failure, Run, StudyConfig, grid, images, losses, measuring, quality, run_many, train
 from regiongrid.study.augment import Views, warp
 from regiongrid.study.config import COLLAPSES, METHODS
@@ -32,6 +33,7 @@ from regiongrid.study.encoders import feature_size, make_encoder
 from regiongrid.study.images import Images, load_images
 from regiongrid.study.measuring import Schedule
 from regiongrid.study.methods import Method, make_method
+from regiongrid.study.report_runs import Track
 
 TINY = StudyConfig(
     dataset="digits", train_images=256, test_images=100, encoder="mlp-32x3", epochs=2, batch_size=64, queue=128,
@@ -57,7 +59,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def same_run(first: Path, second: Path) -> None:
     """Weights and metrics of two finished runs agree to the last bit."""
-    for name in ("metrics.jsonl", "encoder.pt", "config.toml", "environment.json"):
+    for name in ("metrics.jsonl", "encoder.pt", "head.pt", "config.toml", "environment.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (first, second)]
     assert states[0]["method"].keys() == states[1]["method"].keys()
@@ -273,7 +275,7 @@ def test_warp_is_kornias_warp() -> None:
 
 def test_maps_are_crops_turns_and_mirrorings() -> None:
     count, generator = 4000, torch.Generator().manual_seed(0)
-    maps = Views(mirror=True).maps(count, generator)
+    maps = Views(area=(0.2, 1), mirror=True).maps(count, generator)
     areas = torch.linalg.det(maps[:, :, :2])
     assert float((areas < 0).double().mean()) == pytest.approx(0.5, abs=0.03)
     assert 0.19 < float(areas.abs().min()) < 0.25
@@ -443,6 +445,35 @@ def test_a_resumed_run_is_the_uninterrupted_one(method: str, tmp_path: Path) -> 
     assert run.record["quality/knn"] > 0.4
     if method != "moco":  # whose queue starts with random directions, which are easily told apart
         assert run.record["train/loss"] < measured[1]["train/loss"]
+
+
+def test_a_head_divides_the_regions_of_its_encoder(tmp_path: Path) -> None:
+    counts = {}
+    for method in ("supervised", "dino"):
+        for with_head in (False, True):
+            config = TINY.replace(method=method, with_head=with_head, epochs=1)
+            train(config, tmp_path / config.name)
+            counts[method, with_head] = [line["regions/count"] for line in lines(tmp_path / config.name)]
+    assert counts["supervised", True] == counts["supervised", False]  # a classifier has no unit that bends
+    assert all(more > few for few, more in zip(counts["dino", False], counts["dino", True]))
+
+
+def test_kept_parts_are_those_of_the_run(tmp_path: Path) -> None:
+    config = TINY.replace(method="byol", keep_every=1)
+    train(config, tmp_path, monitor=False)
+    digits = load_images("digits", 256, 100)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["method"]
+    method = make_method(config, make_encoder("mlp-32x3", 8), 10)
+    method.load_state_dict(state)
+    torch.manual_seed(0)
+    track = Track(tmp_path, config, History(), digits.digest, "digits")
+    x = digits.test_x[:5]
+    with torch.no_grad():
+        assert torch.equal(track.network(2, digits, with_head=True)(x), method.eval().head(method.encoder(x)))
+        outputs = [track.network(epoch, digits, with_head=True)(x) for epoch in (0, 1, 2)]
+    assert not torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[1], outputs[2])
+    assert sorted(path.name for path in (tmp_path / "heads").iterdir()) == ["epoch-0001.pt", "epoch-0002.pt"]
 
 
 def test_collapse_conditions_collapse(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from regiongrid.study import StudyConfig, report_slices, report_statistics, trai
 from regiongrid.study.images import load_images
 from regiongrid.study.report import agrees, write_report
 from regiongrid.study.report_claims import CLAIMS, Finding, find_all, judge
-from regiongrid.study.report_runs import read_cells
-from regiongrid.study.report_slices import SETTINGS, Further, make_setting_slices
+from regiongrid.study.report_runs import Place, read_cells
+from regiongrid.study.report_slices import Further, make_setting_slices, settings_of
 from regiongrid.study.report_statistics import Interval, clustered_spearman, predicted_range, spearman, t_interval
 
 Course = Callable[[float, int], float]
@@ -139,7 +139,7 @@ def test_a_claim_that_depends_on_something_says_on_what(tmp_path: Path) -> None:
     def further(track: Any) -> list[Further]:
         """Everything grows on planes through three classes."""
         return [
-            Further("three classes, test", epoch, {"regions/count": 1000.0 * (epoch + 1) + track.config.seed})
+            Further(Place("three classes, test", "encoder"), epoch, {"regions/count": 1000.0 * (epoch + 1) + track.config.seed})
             for epoch in (0, 3, 10)
         ]
 
@@ -174,7 +174,7 @@ def test_no_collapse_is_no_test_of_its_onset(tmp_path: Path) -> None:
 
 def finding(outcome: str, method: str, dataset: str) -> Finding:
     interval = Interval(1.0, 0.9, 1.1, 3)
-    return Finding("iv", dataset, "cnn", method, "s", "v", "q", {0: 1.0}, interval, outcome, own=True)
+    return Finding("iv", dataset, "cnn", method, Place("s", "encoder"), "v", "q", {0: 1.0}, interval, outcome, own=True)
 
 
 @pytest.mark.parametrize(
@@ -301,8 +301,10 @@ def test_damaged_and_mixed_runs(tmp_path: Path) -> None:
 
 def test_further_slices_lie_where_they_should() -> None:
     images = load_images("digits", 1000, 300)
-    assert len({setting.name for setting in SETTINGS}) == len(SETTINGS) == 8
-    for setting in SETTINGS:
+    settings = settings_of(StudyConfig(half_width=2.0))
+    assert {setting.half_width for setting in settings if setting.kind == "one"} == {0.5, 2.0, 4.0}
+    assert len(set(settings)) == len(settings) == 10
+    for setting in settings:
         x, y = (images.train_x, images.train_y) if setting.split == "train" else (images.test_x, images.test_y)
         rows, classes = x.flatten(1).double().numpy(), y.numpy()
         slices = make_setting_slices(setting, images, 3)
@@ -354,7 +356,7 @@ def test_the_command_on_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {"film.png", "agreement.csv", "further.csv"} <= {Path(file).name for file in facts["files"]}
     with (tmp_path / "out" / "further.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 8 * 2
+    assert len(rows) == 2 * 10 * 2
     assert {row["epoch"] for row in rows} == {"0", "2"}
     untrained = [row["count"] for row in rows if (row["epoch"], row["slices"]) == ("0", rows[0]["slices"])]
     assert len(untrained) == 2
@@ -368,7 +370,7 @@ def test_the_command_on_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     report_slices.measure_further(cells, 1, jobs=1)
     torch.save({}, runs / "simclr" / "encoder.pt")
     with pytest.raises(InputError, match=r"simclr/encoder\.pt cannot be read"):
-        cells[0].methods["simclr"][0].encoder(2, 8)
+        cells[0].methods["simclr"][0].network(2, load_images("digits", 256, 100))
     wrong = CliRunner().invoke(app, ["study", "report", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     assert wrong.exit_code == 2
     assert "is no folder" in wrong.stderr

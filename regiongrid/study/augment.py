@@ -36,7 +36,7 @@ class Views:
         Standard deviation of the Gaussian noise of each pixel.
     """
 
-    area: tuple[float, float] = (0.2, 1.0)
+    area: tuple[float, float] = (0.6, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     turn: float = 15.0
     mirror: bool = False

@@ -44,7 +44,7 @@ EVERY = 10
 """Steps from one measurement to the next."""
 _COMMON: dict[str, Any] = {
     "train_images": 10_000, "measure_steps": EVERY, "measure_every": 1000, "measure_first": 0,
-    "probe_every": 0, "slices": 16, "half_width": 4.0,
+    "probe_every": 0, "slices": 16, "half_width": 4.0, "crop": 0.2,
 }  # fmt: skip
 
 

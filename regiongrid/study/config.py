@@ -92,6 +92,8 @@ class StudyConfig:
         One of `METHODS` or `COLLAPSES`; see `regiongrid.study.methods`.
     augment
         Whether training sees random views (`regiongrid.study.augment`). Only ``supervised`` can do without.
+    crop
+        Least share of an image's area that a random view shows.
     epochs, batch_size
         Passes over the training images, and images a step (two views of each, but for ``supervised``). The last,
         incomplete batch of a pass is left out.
@@ -112,6 +114,9 @@ class StudyConfig:
         Fixed slices at images of a split: kinds as in `regiongrid.slices.slices_from_data`. ``half_width`` is half the
         side, in input units (a pixel is between 0 and 1); 0 takes the rule of `Slice.through`, which kind ``one`` does
         not have. They depend on these keys and the data alone: runs of all methods and seeds share them.
+    with_head
+        Whether the network whose regions are measured is the encoder with its projection head, instead of the encoder
+        alone. Kept copies hold both, so a report can compare them. (The classifier of ``supervised`` adds no regions.)
     engine
         Of the `RegionMonitor`.
     measure_every
@@ -123,7 +128,8 @@ class StudyConfig:
     probe_every
         Epochs from one kNN and linear probe to the next; 0 only probes at the start and at the end.
     keep_every
-        Epochs from one kept copy of the encoder to the next (``encoders/epoch-0005.pt``); 0 keeps the last alone.
+        Epochs from one kept copy of encoder and head to the next (``encoders/epoch-0005.pt``, ``heads/...``); 0 keeps
+        the last alone.
 
     Raises
     ------
@@ -138,6 +144,7 @@ class StudyConfig:
     linear_features: bool = _flag(False)
     method: str = _one_of("simclr", METHODS + COLLAPSES)
     augment: bool = _flag(True)
+    crop: float = _real(0.6, "a number above 0 and up to 1", lambda value: 0 < value <= 1)
     epochs: int = _whole(15, 1)
     batch_size: int = _whole(256, 2)
     optimizer: str = _one_of("adamw", OPTIMIZERS)
@@ -155,6 +162,7 @@ class StudyConfig:
     half_width: float = _real(4.0, "a number from 0 on", lambda value: value >= 0)
     slice_split: str = _one_of("test", SPLITS)
     slice_seed: int = _whole(0, 0)
+    with_head: bool = _flag(False)
     engine: str = _one_of("auto", ENGINES)
     measure_every: int = _whole(1, 1)
     measure_first: int = _whole(6, 0)

@@ -46,6 +46,11 @@ class Images:
         return self.train_x.shape[-1]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image, [1, height, width]."""
+        return tuple(self.train_x.shape[1:])
+
+    @property
     def classes(self) -> int:
         return int(self.train_y.max()) + 1
 

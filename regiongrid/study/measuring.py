@@ -105,10 +105,10 @@ def save_slices(slices: Sequence[Slice], path: str | os.PathLike[str]) -> None:
         )
 
 
-def make_monitor(encoder: nn.Module, images: Images, config: StudyConfig) -> RegionMonitor:
+def make_monitor(network: nn.Module, images: Images, config: StudyConfig) -> RegionMonitor:
     """The monitor of a run: all metrics but the representation's, which `measure_quality` has."""
     return RegionMonitor(
-        encoder,
+        network,
         images.test_x[:ANCHORS],
         slices=make_slices(config, images),
         engine=config.engine,
@@ -118,22 +118,22 @@ def make_monitor(encoder: nn.Module, images: Images, config: StudyConfig) -> Reg
     )
 
 
-def measure_quality(method: Method, images: Images, probe: bool) -> dict[str, float]:
+def measure_quality(method: Method, images: Images, probe: bool, views: Views) -> dict[str, float]:
     """Quality of the encoder's features, names with the prefix ``quality/``.
 
     Always: ``effective_rank``, ``feature_std``, ``alignment``, ``uniformity`` over the first `QUALITY_IMAGES` test
-    images, and ``embedding_std``, `feature_std` of the embeddings that the loss sees (but for supervised). With
-    ``probe``: ``knn`` and ``linear``, test accuracies.
+    images, and ``embedding_std``, `feature_std` of the embeddings that the loss sees (but for supervised). Alignment is
+    that of two random ``views``, the same at each call. With ``probe``: ``knn`` and ``linear``, test accuracies.
     """
     with torch.no_grad(), evaluating(method):
         some = images.test_x[:QUALITY_IMAGES]
         generator = torch.Generator().manual_seed(_VIEW_SEED)
-        views = Views(mirror=images.mirrored)(torch.cat([some, some]), generator)
+        pairs = views(torch.cat([some, some]), generator)
         features = method.encoder(some)
         found = {
             "effective_rank": effective_rank(features),
             "feature_std": feature_std(features),
-            "alignment": quality.alignment(*method.encoder(views).chunk(2)),
+            "alignment": quality.alignment(*method.encoder(pairs).chunk(2)),
             "uniformity": quality.uniformity(features),
         }
         if not isinstance(method, Supervised):

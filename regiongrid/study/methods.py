@@ -19,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regiongrid.study import losses
 from regiongrid.study.config import StudyConfig
-from regiongrid.study.encoders import feature_size
+from regiongrid.study.encoders import feature_size, make_encoder
+from regiongrid.study.images import Images
 
 DINO_PROTOTYPES = 256
 DINO_STUDENT_TEMPERATURE = 0.1
@@ -33,9 +34,9 @@ class Method(nn.Module):
     Attributes
     ----------
     encoder
-        What is measured.
+        From images to features.
     head
-        From features to embeddings.
+        From features to what the loss sees.
     views
         Random views of each image that a step takes.
     """
@@ -46,6 +47,15 @@ class Method(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
+
+    @property
+    def projection(self) -> nn.Module:
+        """The part of the head that is piecewise linear: all of it, if a method does not say otherwise."""
+        return self.head
+
+    def network(self, with_head: bool = False) -> nn.Module:
+        """The encoder alone, or followed by `projection`; it shares its parameters with this method."""
+        return nn.Sequential(self.encoder, self.projection) if with_head else self.encoder
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch.
@@ -207,6 +217,12 @@ class Dino(_WithTeacher):
         super().__init__(encoder, nn.Sequential(head, Prototypes(config.head_out)), config.ema_decay)
         self.register_buffer("centre", torch.zeros(DINO_PROTOTYPES))
 
+    @property
+    def projection(self) -> nn.Module:
+        """The head without its prototypes, to which embeddings of length 1 are compared."""
+        assert isinstance(self.head, nn.Sequential)
+        return self.head[0]
+
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         first, second = self.embed(images)
         first_target, second_target = self._taught(images)
@@ -227,6 +243,14 @@ class Prototypes(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+def initial_method(config: StudyConfig, images: Images) -> Method:
+    """The method of a run as its seed draws it; torch's global generator is left as it was."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        encoder = make_encoder(config.encoder, images.pixels, config.linear_features)
+        return make_method(config, encoder, images.classes)
 
 
 def make_method(config: StudyConfig, encoder: nn.Sequential, classes: int) -> Method:

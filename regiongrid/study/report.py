@@ -176,8 +176,8 @@ def finding_rows(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     return [
         {
             "claim": f.claim, "dataset": f.dataset, "encoder": f.encoder, "method": f.method, "slices": f.slices,
-            "comparison": f.variant, "quantity": f.quantity, "effect": f.interval.mean, "low": f.interval.low,
-            "high": f.interval.high, "seeds": f.interval.seeds, "outcome": f.outcome, "note": f.note,
+            "network": f.network, "comparison": f.variant, "quantity": f.quantity, "effect": f.interval.mean,
+            "low": f.interval.low, "high": f.interval.high, "seeds": f.interval.seeds, "outcome": f.outcome, "note": f.note,
         }
         for f in findings
     ]  # fmt: skip
@@ -228,7 +228,7 @@ def further_rows(cells: Iterable[Cell], further: Mapping[Path, Sequence[Further]
     """One row a run, setting and epoch."""
     return [
         {"dataset": cell.dataset, "encoder": cell.encoder, "method": track.config.method, "seed": track.config.seed,
-         "slices": row.setting, "epoch": row.epoch,
+         "slices": row.place.slices, "network": row.place.network, "epoch": row.epoch,
          **{name.partition("/")[2]: value for name, value in row.values.items()}}
         for cell in cells for track in cell.tracks for row in further[track.folder]
     ]  # fmt: skip
@@ -295,11 +295,11 @@ def claims_text(
 
 
 _RULE = (
-    "a finding is one data set, encoder, method, kind of slices and way to compare. It is for or against the claim if "
-    "its whole 95% interval over seeds lies on that side of the threshold, else open; untestable ones do not count. "
-    "Supported: at least 9 in 10 are for the claim and none is against it. Not supported: at most 1 in 10 is for it. "
-    "Else it depends on the factors between whose levels the share of findings for it differs by a third or more (or "
-    "the factor with the largest difference)."
+    "a finding is one data set, encoder, method, kind of slices, network (encoder, or encoder with head) and way to "
+    "compare. It is for or against the claim if its whole 95% interval over seeds lies on that side of the threshold, "
+    "else open; untestable ones do not count. Supported: at least 9 in 10 are for the claim and none is against it. Not "
+    "supported: at most 1 in 10 is for it. Else it depends on the factors between whose levels the share of findings "
+    "for it differs by a third or more (or the factor with the largest difference)."
 )
 
 
@@ -310,7 +310,7 @@ def _protocol(cells: Sequence[Cell]) -> str:
         methods = ", ".join(f"{NAMES[method]} ({len(tracks)})" for method, tracks in cell.methods.items())
         lines.append(
             f"- {cell.title} (images from {cell.tracks[0].source}, at most {config.train_images:,} for training), "
-            f"{config.epochs} epochs, measured on {config.slices} slices: {cell.own_slices}. Runs: {methods}."
+            f"{config.epochs} epochs, measured on {config.slices} slices: {cell.own_place}. Runs: {methods}."
         )
     return "\n".join(lines) + "\n"
 

@@ -25,6 +25,7 @@ from regiongrid.study.report_runs import (
     SUPERVISED,
     Array,
     Cell,
+    Place,
     Track,
 )
 from regiongrid.study.report_slices import Further
@@ -94,7 +95,7 @@ class Finding:
     dataset: str
     encoder: str
     method: str
-    slices: str
+    place: Place
     variant: str
     quantity: str
     values: Mapping[int, float]
@@ -102,6 +103,14 @@ class Finding:
     outcome: str
     own: bool
     note: str = ""
+
+    @property
+    def slices(self) -> str:
+        return self.place.slices
+
+    @property
+    def network(self) -> str:
+        return self.place.network
 
 
 @dataclass(frozen=True)
@@ -168,8 +177,8 @@ CLAIMS = (
 )  # fmt: skip
 
 FACTORS = {
-    "dataset": "data set", "encoder": "encoder", "method": "method", "slices": "slices", "variant": "comparison",
-    "quantity": "quantity",
+    "dataset": "data set", "encoder": "encoder", "method": "method", "slices": "slices", "network": "network",
+    "variant": "comparison", "quantity": "quantity",
 }  # fmt: skip
 
 
@@ -196,7 +205,7 @@ def correlations(cell: Cell, further: FurtherOf) -> Iterator[Finding]:
                     values[track.config.seed] = spearman(track[COUNT][used], track[column][used])
                 interval = t_interval(list(values.values())).clipped(-1.0, 1.0)
                 yield Finding(
-                    "i", cell.dataset, cell.encoder, method, cell.own_slices, variant, name, values, interval,
+                    "i", cell.dataset, cell.encoder, method, cell.own_place, variant, name, values, interval,
                     UNTESTABLE if interval.seeds < 2 else OPEN, own=True,
                 )  # fmt: skip
 
@@ -231,11 +240,11 @@ def fewer_regions(cell: Cell, further: FurtherOf) -> Iterator[Finding]:
             gap = _mean(other[KNN][row] - own[KNN][-1] for own, other, row in rows.values())
             when = _mean(other.epoch[row] for _, other, row in rows.values())
             note = f"kNN {-gap:+.3f} against supervised at epoch {when:.3g}"
-            yield _ratio("ii", cell, method, cell.own_slices, variant, values, "below", FEWER, gap > ACCURACY_GAP, note)
+            yield _ratio("ii", cell, method, cell.own_place, variant, values, "below", FEWER, gap > ACCURACY_GAP, note)
         gap = _mean(other[KNN][-1] - own[KNN][-1] for own, other in pairs)
         note = f"kNN {-gap:+.3f} against supervised"
-        for setting, values in _further_ratios([(own, -1, other, -1) for own, other in pairs], further).items():
-            yield _ratio("ii", cell, method, setting, END, values, "below", FEWER, gap > ACCURACY_GAP, note, own=False)
+        for place, values in _further_ratios([(own, -1, other, -1) for own, other in pairs], further).items():
+            yield _ratio("ii", cell, method, place, END, values, "below", FEWER, gap > ACCURACY_GAP, note, own=False)
 
 
 def _as_accurate(track: Track, accuracy: float) -> int:
@@ -252,41 +261,41 @@ def changes(cell: Cell, further: FurtherOf) -> Iterator[Finding]:
     ):
         for method in (name for name in methods if name in cell.methods):
             tracks = cell.methods[method]
-            for variant, epoch, place in ((SINCE_START, 0, 0), (SINCE_EARLY, 1, 1)):
+            for variant, epoch, kept in ((SINCE_START, 0, 0), (SINCE_EARLY, 1, 1)):
                 values = {}
                 for track in tracks:
                     start = int(np.flatnonzero(track.epoch >= epoch)[0])
                     values[track.config.seed] = math.log(track[COUNT][-1] / track[COUNT][start])
                 late = "" if tracks[0].config.epochs > 1 or not epoch else "runs of one epoch"
-                yield _ratio(key, cell, method, cell.own_slices, variant, values, side, limit, bool(late), late)
-                rows = [(track, -1, track, place) for track in tracks]
-                for setting, ratios in _further_ratios(rows, further).items():
-                    yield _ratio(key, cell, method, setting, variant, ratios, side, limit, own=False)
+                yield _ratio(key, cell, method, cell.own_place, variant, values, side, limit, bool(late), late)
+                rows = [(track, -1, track, kept) for track in tracks]
+                for place, ratios in _further_ratios(rows, further).items():
+                    yield _ratio(key, cell, method, place, variant, ratios, side, limit, own=False)
 
 
-def _further_ratios(rows: Sequence[tuple[Track, int, Track, int]], further: FurtherOf) -> dict[str, dict[int, float]]:
-    """Logarithms of ratios of regions by setting and seed; rows: a run and which of its epochs, over another."""
-    found: dict[str, dict[int, float]] = {}
+def _further_ratios(rows: Sequence[tuple[Track, int, Track, int]], further: FurtherOf) -> dict[Place, dict[int, float]]:
+    """Logarithms of ratios of regions by place and seed; rows: a run and which of its epochs, over another."""
+    found: dict[Place, dict[int, float]] = {}
     for own, first, other, second in rows:
-        above, below = (_by_setting(further(track)) for track in (own, other))
-        for setting in above:
-            if setting in below and len(below[setting]) > max(second + 1, 1):  # a start that is not the end
-                one, two = above[setting], below[setting]
+        above, below = (_by_place(further(track)) for track in (own, other))
+        for place in above:
+            if place in below and len(below[place]) > max(second + 1, 1):  # a start that is not the end
+                one, two = above[place], below[place]
                 ratio = math.log(one[sorted(one)[first]] / two[sorted(two)[second]])
-                found.setdefault(setting, {})[own.config.seed] = ratio
+                found.setdefault(place, {})[own.config.seed] = ratio
     return found
 
 
-def _by_setting(rows: Sequence[Further]) -> dict[str, dict[int, float]]:
-    """Number of regions by setting and epoch."""
-    found: dict[str, dict[int, float]] = {}
+def _by_place(rows: Sequence[Further]) -> dict[Place, dict[int, float]]:
+    """Number of regions by place and epoch."""
+    found: dict[Place, dict[int, float]] = {}
     for row in rows:
-        found.setdefault(row.setting, {})[row.epoch] = row.values[COUNT]
+        found.setdefault(row.place, {})[row.epoch] = row.values[COUNT]
     return found
 
 
 def _ratio(
-    claim: str, cell: Cell, method: str, slices: str, variant: str, values: Mapping[int, float], side: str,
+    claim: str, cell: Cell, method: str, place: Place, variant: str, values: Mapping[int, float], side: str,
     limit: float, untestable: bool = False, note: str = "", own: bool = True,
 ) -> Finding:  # fmt: skip
     interval = t_interval(list(values.values()))
@@ -294,7 +303,7 @@ def _ratio(
     if untestable:
         outcome = UNTESTABLE
     return Finding(
-        claim, cell.dataset, cell.encoder, method, slices, variant, "regions of a slice", values,
+        claim, cell.dataset, cell.encoder, method, place, variant, "regions of a slice", values,
         interval.map(math.exp), outcome, own, note,
     )  # fmt: skip
 
@@ -388,7 +397,7 @@ def collapses(cell: Cell, further: FurtherOf) -> Iterator[Finding]:
                     f"{_mean(reference.epochs.values()):.3g}; false alarms {onset.false_alarms} of {onset.healthy}"
                 )
                 yield Finding(
-                    "iv", cell.dataset, cell.encoder, condition, cell.own_slices,
+                    "iv", cell.dataset, cell.encoder, condition, cell.own_place,
                     f"out of the {100 * confidence:g}% range", SIGNS[onset.column], values, interval, outcome, True,
                     note,
                 )  # fmt: skip

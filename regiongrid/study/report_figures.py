@@ -69,7 +69,7 @@ def draw_training(cells: Sequence[Cell], out: Path) -> list[Path]:
                     ax.set_ylabel(label.replace(" (", "\n("), fontsize=_SMALL, color=INK)
                 if row == 0:
                     ax.set_title(
-                        f"{cell.title}: {cell.own_slices}", fontsize=_SMALL - 0.5, color=INK, loc="left", pad=3
+                        f"{cell.title}: {cell.own_place}", fontsize=_SMALL - 0.5, color=INK, loc="left", pad=3
                     )
         _align_labels(axes)
         _legend(figure, _methods(some))
@@ -157,7 +157,7 @@ def draw_changes(cells: Sequence[Cell], findings: Sequence[Finding], claim: str,
         reach = [x for f in own for x in f.interval[:3] if math.isfinite(x)]
         for ax, panel in zip(axes[0], panels):
             for f in own:
-                row = rows.get((f.slices, f.variant if f.variant not in panels else ""))
+                row = rows.get((str(f.place), f.variant if f.variant not in panels else ""))
                 if row is None or (f.variant in panels and f.variant != panel):
                     continue
                 colour, _, mark = LOOKS[f.method]
@@ -199,7 +199,9 @@ def _panels(findings: Sequence[Finding]) -> tuple[list[str], dict[tuple[str, str
 
     What was compared on one kind of slices alone is a row in the first panel, if another way has several.
     """
-    slices = {f.variant: list(dict.fromkeys(g.slices for g in findings if g.variant == f.variant)) for f in findings}
+    slices = {
+        f.variant: list(dict.fromkeys(str(g.place) for g in findings if g.variant == f.variant)) for f in findings
+    }
     most = max(len(kinds) for kinds in slices.values())
     panels = [variant for variant, kinds in slices.items() if len(kinds) == most]
     rows = [(kind, "") for kind in slices[panels[0]]]
@@ -235,7 +237,7 @@ def draw_films(cells: Sequence[Cell], out: Path) -> list[Path]:
             x = (left + column * (side + 0.06) + side / 2) / _WIDTH
             figure.text(x, 1 - 0.13 / height, name, ha="center", va="center", fontsize=6.3, color=INK, linespacing=0.95)
         text = (
-            f"{cell.title}, seed {tracks[next(iter(tracks))].config.seed}: regions of one slice ({cell.own_slices}; "
+            f"{cell.title}, seed {tracks[next(iter(tracks))].config.seed}: regions of one slice ({cell.own_place}; "
             f"side {2 * plane.half_width:g} input units); above each, their number"
         )
         figure.text(0.5, 0.04 / height, text, ha="center", va="bottom", fontsize=_SMALL, color=INK)

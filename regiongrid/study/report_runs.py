@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from regiongrid.errors import InputError
 from regiongrid.monitoring.history import History
 from regiongrid.monitoring.line_files import read_jsonl
 from regiongrid.study.config import COLLAPSES, METHODS, StudyConfig
-from regiongrid.study.encoders import make_encoder
-from regiongrid.study.training import CONFIG, ENCODER, ENVIRONMENT, METRICS
+from regiongrid.study.images import Images
+from regiongrid.study.methods import initial_method
+from regiongrid.study.training import CONFIG, ENCODER, ENVIRONMENT, HEAD, KEPT, METRICS
 
 Array = NDArray[np.float64]
 
@@ -84,18 +86,30 @@ class Track:
         found = {int(file.stem.removeprefix("epoch-")): file for file in self.folder.glob("encoders/epoch-*.pt")}
         return dict(sorted({**found, self.config.epochs: self.folder / ENCODER}.items()))
 
-    def encoder(self, epoch: int, pixels: int) -> nn.Sequential:
-        """The encoder as it was after an epoch, a kept one, or as it was drawn (epoch 0)."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(self.config.seed)
-            network = make_encoder(self.config.encoder, pixels, self.config.linear_features)
+    def network(self, epoch: int, images: Images, with_head: bool = False) -> nn.Module:
+        """Encoder or encoder with head as they were after an epoch, kept ones, or as they were drawn (epoch 0)."""
+        method = initial_method(self.config, images)
         if epoch:
             file = self.encoder_files()[epoch]
-            try:
-                network.load_state_dict(torch.load(file, weights_only=True))
-            except Exception as error:  # a damaged file can raise anything
-                raise InputError(f"encoder {file} cannot be read: {type(error).__name__}; run it again") from error
-        return network.eval()
+            _load(method.encoder, file)
+            if with_head:
+                kept = file.parent.name == KEPT[0]
+                _load(method.projection, self.folder / KEPT[1] / file.name if kept else self.folder / HEAD)
+        return method.network(with_head).eval()
+
+
+class Place(NamedTuple):
+    """Where regions are counted: on what slices, and of what network."""
+
+    slices: str
+    network: str
+
+    @classmethod
+    def of(cls, slices: str, with_head: bool) -> Place:
+        return cls(slices, "encoder with head" if with_head else "encoder")
+
+    def __str__(self) -> str:
+        return self.slices if self.network == "encoder" else f"{self.slices}, {self.network}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +144,11 @@ class Cell:
         return f"{DATA_NAMES[self.dataset]}, {self.encoder}"
 
     @property
-    def own_slices(self) -> str:
-        """What slices the runs themselves were measured on."""
-        return setting_name(self.config.slice_kind, self.config.half_width, self.config.slice_split)
+    def own_place(self) -> Place:
+        """What the runs themselves measured."""
+        config = self.config
+        name = setting_name(config.slice_kind, config.half_width, config.slice_split)
+        return Place.of(name, config.with_head)
 
     def healthy(self) -> list[str]:
         """Methods that are not meant to collapse."""
@@ -140,6 +156,13 @@ class Cell:
 
     def self_supervised(self) -> list[str]:
         return [method for method in self.healthy() if method != SUPERVISED]
+
+
+def _load(part: nn.Module, file: Path) -> None:
+    try:
+        part.load_state_dict(torch.load(file, weights_only=True))
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"weights {file} cannot be read: {type(error).__name__}; run it again") from error
 
 
 def setting_name(kind: str, half_width: float, split: str) -> str:

@@ -22,19 +22,21 @@ from regiongrid.comparison import Accuracy, compare
 from regiongrid.errors import InputError, RegiongridError
 from regiongrid.files import atomic_path
 from regiongrid.network import Network, load_network
+from regiongrid.network.live import LiveNetwork
 from regiongrid.resources import one_torch_thread
 from regiongrid.slices import Slice, slices_from_data
-from regiongrid.study.config import SPLITS
+from regiongrid.study.config import SPLITS, StudyConfig
 from regiongrid.study.images import Images, load_images
 from regiongrid.study.many import _one_thread_each
 from regiongrid.study.measuring import make_slices, probes
-from regiongrid.study.report_runs import Cell, Track, setting_name
+from regiongrid.study.report_runs import Cell, Place, Track, setting_name
 from regiongrid.subdivision import Exact, exact
 
 FURTHER, AGREEMENT, BASELINE = "further_slices.json", "grid_agreement.json", "baseline.json"
 RESOLUTIONS = (1024, 2048)
 AGREEMENT_SLICES = 2
-_FORMAT = 1
+_FORMAT = 2
+_WIDTH = StudyConfig().half_width
 _ATTEMPTS = 1_000
 
 Progress = Callable[[int, int], None]
@@ -43,29 +45,40 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """A kind of slices; ``half_width`` 0 is the rule of `Slice.through`."""
+    """A kind of slices, and what is measured on them; ``half_width`` 0 is the rule of `Slice.through`."""
 
     kind: str
     half_width: float
     split: str
+    with_head: bool
 
     @property
     def name(self) -> str:
         return setting_name(self.kind, self.half_width, self.split)
 
 
-SETTINGS = tuple(
-    Setting(kind, width, split)
-    for kind, width in (("one", 1.0), ("one", 8.0), ("three", 0.0), ("nearest", 0.0))
-    for split in SPLITS
-)
+def settings_of(config: StudyConfig) -> tuple[Setting, ...]:
+    """What kept encoders of a run are measured on besides its own slices.
+
+    Slices around one image a quarter and twice as wide as the run's own, through three classes, and to the nearest
+    image of another class, around training and around test images. And what the head makes of it, two kinds again: if
+    the run measured the encoder, with the head, else without.
+
+    >>> [(one.name, one.with_head) for one in settings_of(StudyConfig(half_width=2.0))][-2:]
+    [('one anchor, half width 2, test', True), ('three classes, test', True)]
+    """
+    width = config.half_width if config.slice_kind == "one" else _WIDTH
+    own, other = config.with_head, not config.with_head
+    kinds = (("one", width / 4), ("one", 2 * width), ("three", 0.0), ("nearest", 0.0))
+    settings = [Setting(kind, side, split, own) for kind, side in kinds for split in SPLITS]
+    return *settings, Setting("one", width, SPLITS[-1], other), Setting("three", 0.0, SPLITS[-1], other)
 
 
 @dataclass(frozen=True)
 class Further:
     """Means over the slices of a setting, by epoch: names of columns as in `GEOMETRY`."""
 
-    setting: str
+    place: Place
     epoch: int
     values: dict[str, float]
 
@@ -107,7 +120,7 @@ def further_epochs(track: Track) -> list[int]:
 
 
 def measure_further(cells: Sequence[Cell], slices: int, jobs: int, progress: Progress | None = None) -> None:
-    """Measure all runs on ``slices`` slices of each of `SETTINGS`, and agreement and baselines, as far as not done.
+    """Measure all runs on ``slices`` slices of each of their settings, and agreement and baselines, as far as not done.
 
     Raises
     ------
@@ -140,7 +153,7 @@ def measure_further(cells: Sequence[Cell], slices: int, jobs: int, progress: Pro
 def read_further(track: Track, slices: int) -> list[Further]:
     """What `measure_further` has found of a run; empty if it has not been measured."""
     found = _read_cached(track.folder / FURTHER, _stamp(track, slices))
-    return [Further(row["setting"], row["epoch"], row["values"]) for row in found or []]
+    return [Further(Place.of(row["setting"], row["with_head"]), row["epoch"], row["values"]) for row in found or []]
 
 
 def read_agreement(track: Track, slices: int) -> list[dict[str, Any]]:
@@ -211,8 +224,8 @@ def images_of(track: Track) -> Images:
 
 
 def network_of(track: Track, epoch: int, images: Images) -> Network:
-    """The encoder of a run after an epoch, ready for both engines."""
-    return load_network(track.encoder(epoch, images.pixels), input_shape=tuple(images.train_x.shape[1:]))
+    """The network that a run measured as it was after an epoch, ready for both engines."""
+    return load_network(track.network(epoch, images, track.config.with_head), input_shape=images.shape)
 
 
 @lru_cache(maxsize=2)
@@ -221,14 +234,17 @@ def _loaded(dataset: str, train_images: int, test_images: int) -> Images:
 
 
 def _further(track: Track, images: Images, count: int) -> list[dict[str, Any]]:
+    planes = {setting: make_setting_slices(setting, images, count) for setting in settings_of(track.config)}
     rows = []
-    for epoch in further_epochs(track):
-        network = network_of(track, epoch, images)
-        for setting in SETTINGS:
-            measured = exact(network, make_setting_slices(setting, images, count), threads=1)
-            found = [_geometry(one) for one in measured]
-            values = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-            rows.append({"setting": setting.name, "epoch": epoch, "values": values})
+    for with_head in (False, True):
+        live = LiveNetwork(track.network(0, images, with_head), images.shape)
+        for epoch in further_epochs(track):
+            live.module.load_state_dict(track.network(epoch, images, with_head).state_dict())
+            network = live.current()
+            for setting in (one for one in planes if one.with_head == with_head):
+                found = [_geometry(one) for one in exact(network, planes[setting], threads=1)]
+                values = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+                rows.append({"setting": setting.name, "with_head": with_head, "epoch": epoch, "values": values})
     return rows
 
 
@@ -271,13 +287,13 @@ def _stamp(track: Track, slices: int) -> dict[str, Any]:
     encoders = {
         str(epoch): hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
         for epoch, file in track.encoder_files().items()
-    }
+    }  # heads are written beside them
     return {
         "format": _FORMAT,
         "data": track.data,
         "encoders": encoders,
         "slices": slices,
-        "settings": [setting.name for setting in SETTINGS],
+        "settings": [[setting.name, setting.with_head] for setting in settings_of(track.config)],
     }
 
 

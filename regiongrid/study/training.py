@@ -30,23 +30,26 @@ from regiongrid.monitoring.sinks import JsonLines, required
 from regiongrid.resources import one_torch_thread
 from regiongrid.study.augment import Views
 from regiongrid.study.config import StudyConfig
-from regiongrid.study.encoders import make_encoder
 from regiongrid.study.images import Images, load_images
 from regiongrid.study.measuring import Schedule, make_monitor, make_slices, measure_quality, save_slices
-from regiongrid.study.methods import Method, make_method
+from regiongrid.study.methods import Method, initial_method
 from regiongrid.study.run_folder import locked, read_checkpoint, save_checkpoint
 
-CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, SLICES, ENCODER = (
+CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, SLICES, ENCODER, HEAD = (
     "config.toml",
     "environment.json",
     "metrics.jsonl",
     "checkpoint.pt",
     "slices.npz",
     "encoder.pt",
+    "head.pt",
 )
+KEPT = ("encoders", "heads")
+"""Folders of what ``keep_every`` keeps."""
 _FORMAT = 1
 
 MakeMonitor = Callable[[nn.Module, Images, StudyConfig], RegionMonitor]
+"""Called with the network that is measured: the encoder, with its head if the configuration says so."""
 Progress = Callable[[int, int], None]
 """Called with the epochs done and the epochs in all, after each epoch."""
 
@@ -87,14 +90,15 @@ def train(
     The folder gets ``config.toml``; ``environment.json`` (versions, machine, data); ``slices.npz``; ``metrics.jsonl``,
     a line a measurement: ``step``, ``epoch``, ``train/loss`` (mean since the line before), ``regions/...`` (see
     `RegionMonitor`), ``quality/...`` (see `regiongrid.study.measuring.measure_quality`); ``checkpoint.pt``, replaced
-    after each epoch; ``encoder.pt``, the weights at the end; ``encoders/``, those that ``keep_every`` keeps.
+    after each epoch; ``encoder.pt`` and ``head.pt``, the weights at the end; ``encoders/`` and ``heads/``, those that
+    ``keep_every`` keeps.
 
     Parameters
     ----------
     resume
         Go on with an unfinished run of the same configuration.
     monitor
-        True for the monitor of the configuration, False for none, or ``monitor(encoder, images, config)`` that makes
+        True for the monitor of the configuration, False for none, or ``monitor(network, images, config)`` that makes
         one. Its records go into ``metrics.jsonl``, and all other numbers of the step into its history; give it no
         ``run`` folder or sink there of its own.
     progress
@@ -158,16 +162,13 @@ class _Training:
                 f"batch_size is {config.batch_size}, and there are {len(images.train_x)} training images; take a "
                 "smaller batch, or more images"
             )
-        with torch.random.fork_rng([]):
-            torch.manual_seed(config.seed)
-            encoder = make_encoder(config.encoder, images.pixels, config.linear_features)
-            self.method = make_method(config, encoder, images.classes)
+        self.method = initial_method(config, images)
         self.optimizer = make_optimizer(config, self.method)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.views = Views(mirror=images.mirrored) if config.augment else None
+        self.views = Views((config.crop, 1.0), mirror=images.mirrored)
         self.schedule = Schedule.of(config, self.steps_per_epoch)
         make = make_monitor if monitor is True else monitor
-        self.monitor = make(self.method.encoder, images, config) if make else None
+        self.monitor = make(self.method.network(config.with_head), images, config) if make else None
         self.metrics = JsonLines(folder / METRICS)
         self.loss = _Loss()
         self.epoch = self.step = 0
@@ -205,7 +206,7 @@ class _Training:
         """One step of the optimizer on the images ``rows``."""
         _set_rate(self.optimizer, self.config, self.step / (self.config.epochs * self.steps_per_epoch))
         images = self.images.train_x[rows]
-        if self.views is not None:
+        if self.config.augment:
             images = self.views(torch.cat([images] * self.method.views), self.generator)
         self.method.train()
         loss = self.method.loss(images, self.images.train_y[rows])
@@ -218,20 +219,18 @@ class _Training:
 
     def measure(self) -> None:
         numbers = {"epoch": self.step / self.steps_per_epoch, **self.loss.taken()}
-        numbers |= measure_quality(self.method, self.images, probe=self.step in self.schedule.probed)
+        numbers |= measure_quality(self.method, self.images, self.step in self.schedule.probed, self.views)
         if self.monitor is not None:
             numbers = self.monitor.measure(self.step, also=numbers) or numbers
         self.record = numbers
         self.metrics(self.step, numbers)
 
     def save(self) -> None:
-        encoder = self.method.encoder.state_dict()
         keep = self.config.keep_every
         if keep and self.epoch % keep == 0:
-            (self.folder / "encoders").mkdir(exist_ok=True)
-            save_checkpoint(encoder, self.folder / "encoders" / f"epoch-{self.epoch:04d}.pt")
+            self.save_parts(*(f"{folder}/epoch-{self.epoch:04d}.pt" for folder in KEPT))
         if self.epoch == self.config.epochs:
-            save_checkpoint(encoder, self.folder / ENCODER)
+            self.save_parts(ENCODER, HEAD)
         save_checkpoint(
             {
                 "format": _FORMAT,
@@ -248,6 +247,11 @@ class _Training:
             },
             self.folder / CHECKPOINT,
         )
+
+    def save_parts(self, encoder: str, head: str) -> None:
+        for name, part in ((encoder, self.method.encoder), (head, self.method.projection)):
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            save_checkpoint(part.state_dict(), self.folder / name)
 
     def load(self, state: dict[str, Any]) -> None:
         if state["data"] != self.images.digest:

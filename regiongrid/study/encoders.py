@@ -16,8 +16,8 @@ from regiongrid.errors import InputError
 from regiongrid.study.config import ENCODERS
 
 _MLP_WIDTHS = {"mlp-32x3": (32, 32, 32), "mlp-128x3": (128, 128, 128)}
-_CNN_CHANNELS = (8, 16)
-_CNN_FEATURES = 128
+_CNN_CHANNELS = (4, 8)
+_CNN_FEATURES = 64
 
 
 def make_encoder(name: str = "mlp-128x3", pixels: int = 28, linear_features: bool = False) -> nn.Sequential:
@@ -29,8 +29,8 @@ def make_encoder(name: str = "mlp-128x3", pixels: int = 28, linear_features: boo
     Parameters
     ----------
     name
-        ``mlp-32x3`` and ``mlp-128x3``: three fully connected layers. ``cnn``: two 3x3 convolutions of stride 2 (8 and
-        16 channels) and a fully connected layer of 128. ReLU everywhere, biases everywhere, no batch-norm.
+        ``mlp-32x3`` and ``mlp-128x3``: three fully connected layers. ``cnn``: two 3x3 convolutions of stride 2 (4 and
+        8 channels) and a fully connected layer of 64. ReLU everywhere, biases everywhere, no batch-norm.
     pixels
         Height and width of the images.
     linear_features

@@ -21,6 +21,7 @@ import torch
 import regiongrid as rg
 from regiongrid.files import atomic_path
 from regiongrid.kernels.threads import cpu_count
+from regiongrid.resources import processor
 
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
 
@@ -56,14 +57,8 @@ def alternate(functions: Sequence[Callable[[], object]], repeats: int) -> list[f
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return {
-        "cpu": model,
+        "cpu": processor(),
         "cores": str(cpu_count()),
         "system": platform.system(),
         "python": platform.python_version(),

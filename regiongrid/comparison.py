@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from regiongrid.arguments import check_whole
 from regiongrid.backends import check_dtype, select, weights_device
 from regiongrid.errors import InputError
 from regiongrid.estimation import MAX_RES, Estimate, check_memory, estimate
@@ -455,8 +456,7 @@ def compare(
 def _sides(resolutions: Sequence[int]) -> list[int]:
     sides = list(resolutions)
     for res in sides:
-        if isinstance(res, bool) or not isinstance(res, int | np.integer) or not 1 <= res <= MAX_RES:
-            raise InputError(f"a resolution is {res!r}; it must be a whole number of pixels from 1 to {MAX_RES}")
+        check_whole("a resolution", res, 1, MAX_RES, of="pixels")
     if not sides:
         raise InputError("no resolution was given; pass at least one, such as (256, 512, 1024)")
     return sorted({int(res) for res in sides})

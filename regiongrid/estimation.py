@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from regiongrid.arguments import check_whole
 from regiongrid.backends import check_dtype, select, weights_device
 from regiongrid.errors import InputError, MemoryLimitError
 from regiongrid.kernels.threads import spans
@@ -288,8 +289,7 @@ def _by_layer(
 
 
 def _check(res: int, choices: dict[str, tuple[str, Sequence[str]]], threads: int | None) -> None:
-    if isinstance(res, bool) or not isinstance(res, int | np.integer) or not 1 <= res <= MAX_RES:
-        raise InputError(f"res is {res!r}; it must be a whole number of pixels from 1 to {MAX_RES}")
+    check_whole("res", res, 1, MAX_RES, of="pixels")
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

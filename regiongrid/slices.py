@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from regiongrid.arguments import check_whole
 from regiongrid.errors import InputError
 from regiongrid.files import atomic_path, read_npz
 
@@ -360,8 +361,7 @@ def slices_from_data(
     samples = _samples(dataset_x)
     if kind not in _ANCHORS_OF_KIND:
         raise InputError(f"kind of slice must be one of {', '.join(_ANCHORS_OF_KIND)}, got {kind!r}")
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise InputError(f"number of slices must be a whole number of at least 1, got {count!r}")
+    check_whole("number of slices", count, 1)
     build = _builder(samples, dataset_y, kind, half_width, seed)
     if anchors is None:
         return _at_random_anchors(build, len(samples), _ANCHORS_OF_KIND[kind], int(count), seed)
@@ -545,8 +545,7 @@ def _check_axes(origin: Array, u: Array, v: Array) -> None:
 
 
 def _check_dimension(d: int) -> None:
-    if isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 2:
-        raise InputError(f"a slice needs an input space of at least 2 dimensions, got {d!r}")
+    check_whole("dimension of a slice's input space", d, 2)
 
 
 def _check_keys(arrays: dict[str, NDArray[np.generic]], path: Path) -> None:
@@ -626,18 +625,15 @@ def _positive(half_width: Any) -> float:
 
 
 def _index(index: Any, n: int) -> int:
-    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < n:
-        raise InputError(f"index of a data point must be a whole number from 0 to {n - 1}, got {index!r}")
+    check_whole("index of a data point", index, 0, n - 1)
     return int(index)
 
 
 def _resolution(res: Any) -> int:
-    if isinstance(res, bool) or not isinstance(res, int | np.integer) or res < 1:
-        raise InputError(f"resolution must be a whole number of at least 1, got {res!r}")
+    check_whole("resolution", res, 1, of="pixels")
     return int(res)
 
 
 def _generator(seed: Any) -> np.random.Generator:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
+    check_whole("seed", seed, 0, math.inf)
     return np.random.Generator(np.random.PCG64(int(seed)))

@@ -688,7 +688,7 @@ def test_networks_with_jumps_are_for_the_grid() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"slices": 0}, "slices must be a whole number of at least 1"),
+        ({"slices": 0}, r"slices \(if not a sequence of Slice\) is 0; it must be a whole number from 1 on"),
         ({"slices": []}, r"a sequence of Slice, got \[\]"),
         ({"slices": ["x"]}, "a sequence of Slice"),
         ({"slices": [Slice.random(7)]}, "dimension 7, but the network takes 4"),

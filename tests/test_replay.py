@@ -227,7 +227,7 @@ def test_rewind_deletes_what_came_after_a_step(run: Path) -> None:
 def test_frames_that_cannot_be(tmp_path: Path, arguments: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Frames(tmp_path, *arguments)
-    with pytest.raises(InputError, match="from 0 on, got -1"):
+    with pytest.raises(InputError, match="a frame's step is -1; it must be a whole number from 0 to"):
         Frames(tmp_path, [rg.Slice.square()], 8).record(-1, rg.load_network(mlp([2, 4, 1])), threads=1)
 
 

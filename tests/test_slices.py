@@ -155,14 +155,20 @@ class TestOtherConstructors:
         points = np.random.Generator(np.random.PCG64(7)).standard_normal((3, 5))
         np.testing.assert_allclose(first.points(first.anchors), points, atol=1e-14)
 
+    def test_random_takes_seeds_of_any_size(self) -> None:
+        points = np.random.Generator(np.random.PCG64(2**100)).standard_normal((3, 5))
+        plane = Slice.random(5, 2**100)
+        np.testing.assert_allclose(plane.points(plane.anchors), points, atol=1e-14)
+
     @pytest.mark.parametrize("d", [1, 0, True, 2.5])
     def test_at_least_two_dimensions(self, d: int) -> None:
-        with pytest.raises(InputError, match=rf"at least 2 dimensions, got {d}"):
+        message = f"dimension of a slice's input space is {d}; it must be a whole number from 2 on"
+        with pytest.raises(InputError, match=message):
             Slice.random(d, 0)
 
     @pytest.mark.parametrize("seed", [-1, 0.5, "0", True])
     def test_seed_must_be_a_whole_number(self, seed: int) -> None:
-        with pytest.raises(InputError, match=r"seed must be a whole number"):
+        with pytest.raises(InputError, match=rf"seed is {seed!r}; it must be a whole number from 0 on"):
             Slice.random(3, seed)
 
     def test_nearest_other_class(self) -> None:
@@ -194,7 +200,7 @@ class TestOtherConstructors:
             Slice.nearest_other_class(x, [0, 1, 0], 1)
 
     def test_nearest_checks_index_and_labels(self) -> None:
-        with pytest.raises(InputError, match=r"whole number from 0 to 2, got 3"):
+        with pytest.raises(InputError, match=r"index of a data point is 3; it must be a whole number from 0 to 2"):
             Slice.nearest_other_class(np.eye(3), [0, 1, 0], 3)
         with pytest.raises(InputError, match=r"labels must be 3 whole numbers, got shape \[2\]"):
             Slice.nearest_other_class(np.eye(3), [0, 1], 0)
@@ -273,7 +279,7 @@ class TestCoordinates:
 
     @pytest.mark.parametrize("res", [0, -4, 2.5, True])
     def test_bad_resolution(self, res: int) -> None:
-        with pytest.raises(InputError, match=rf"resolution must be a whole number of at least 1, got {res}"):
+        with pytest.raises(InputError, match=rf"resolution is {res}; it must be a whole number of pixels from 1 on"):
             Slice.square().pixel_centres(res)
 
 
@@ -419,15 +425,15 @@ class TestSlicesFromData:
         ("options", "message"),
         [
             ({"anchors": [0, 1]}, r"kind 'three' takes 3 anchor\(s\), got 2: \[0, 1\]"),
-            ({"anchors": [0, 1, 30]}, "whole number from 0 to 29, got 30"),
-            ({"anchors": [0, 1, -1]}, "whole number from 0 to 29, got -1"),
+            ({"anchors": [0, 1, 30]}, "index of a data point is 30; it must be a whole number from 0 to 29"),
+            ({"anchors": [0, 1, -1]}, "index of a data point is -1; it must be a whole number from 0 to 29"),
             ({"anchors": [0, 1, 1]}, r"anchors must be different data points, got \[0, 1, 1\]"),
             ({"anchors": [0, 1, 2], "count": 2}, "given anchors make one slice, got number of slices 2"),
             ({"kind": "one"}, "needs a half-width: --half-width"),
             ({"kind": "nearest"}, "need class labels"),
             ({"kind": "two"}, "must be one of three, one, nearest, got 'two'"),
-            ({"count": 0}, "number of slices must be a whole number of at least 1, got 0"),
-            ({"seed": -3}, "seed must be a whole number of at least 0, got -3"),
+            ({"count": 0}, "number of slices is 0; it must be a whole number from 1 on"),
+            ({"seed": -3}, "seed is -3; it must be a whole number from 0 on"),
         ],
     )
     def test_bad_options(self, options: dict[str, object], message: str) -> None:

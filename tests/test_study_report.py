@@ -368,6 +368,9 @@ def test_the_command_on_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     cells, _ = read_cells([runs])
     monkeypatch.setattr(report_slices, "_carry_out", lambda task: pytest.fail("it was measured again"))
     report_slices.measure_further(cells, 1, jobs=1)
+    for counts, message in ((0, 1), "slices is 0; it must be a whole"), ((1, 0), "jobs is 0; it must be a whole"):
+        with pytest.raises(InputError, match=message):
+            report_slices.measure_further(cells, *counts)
     torch.save({}, runs / "simclr" / "encoder.pt")
     with pytest.raises(InputError, match=r"simclr/encoder\.pt cannot be read"):
         cells[0].methods["simclr"][0].network(2, load_images("digits", 256, 100))

@@ -35,10 +35,10 @@ def check_arguments(
     frame_res: Any,
 ) -> None:
     """Raise `InputError` for an argument of `RegionMonitor` that cannot be used; ``known`` are the metrics."""
-    check_whole("res", res, 1, MAX_RES)
+    check_whole("res", res, 1, MAX_RES, of="pixels")
     check_whole("every", every, 1)
     check_whole("frames", frames, 0)
-    check_whole("frame_res", frame_res, 16, MAX_FRAME_RES)
+    check_whole("frame_res", frame_res, 16, MAX_FRAME_RES, of="pixels")
     if threads is not None:
         check_whole("threads", threads, 1)
     if not 0 < sigma < float("inf"):

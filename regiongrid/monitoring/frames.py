@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regiongrid.arguments import check_whole
 from regiongrid.errors import InputError, RegiongridError
 from regiongrid.estimation import MAX_RES
 from regiongrid.files import atomic_path, read_npz
@@ -31,6 +32,7 @@ FOLDER = "frames"
 _SLICES_FILE = "slices.npz"
 _FORMAT = "regiongrid.frames/1"
 _FRAME_NAME = re.compile(r"\d{9,18}\.npz")
+_LAST_STEP = 10**18 - 1  # 18 digits, as in the name of its file
 _MOST_16_BITS = 1 << 16
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -73,8 +75,7 @@ class Frames:
         dimensions = sorted({plane.dimension for plane in slices})
         if len(dimensions) > 1:
             raise InputError(f"the slices lie in spaces of different dimensions: {dimensions}")
-        if isinstance(res, bool) or not isinstance(res, int | np.integer) or not 1 <= res <= MAX_RES:
-            raise InputError(f"res is {res!r}; it must be a whole number of pixels from 1 to {MAX_RES}")
+        check_whole("res", res, 1, MAX_RES, of="pixels")
         self.folder = Path(folder).absolute() / FOLDER  # training scripts change the working directory
         self.slices = tuple(slices)
         self.res = int(res)
@@ -86,14 +87,13 @@ class Frames:
         Raises
         ------
         InputError
-            ``step`` is negative, the folder holds frames of other slices or another resolution, or the slices do not
-            fit the network.
+            ``step`` is negative or has more than 18 digits, the folder holds frames of other slices or another
+            resolution, or the slices do not fit the network.
         RegiongridError
             The file cannot be written.
         """
         number = operator.index(step)
-        if not 0 <= number < 10**18:
-            raise InputError(f"a frame's step must be a whole number from 0 on, got {step}")
+        check_whole("a frame's step", number, 0, _LAST_STEP)
         self._start()
         folded = restrict_all(network.program, self.slices)
         images = [image.hashes for image in sample_images(folded, self.res, threads=threads)]

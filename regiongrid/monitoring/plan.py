@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from regiongrid.arguments import check_whole
 from regiongrid.errors import InputError, UnsupportedOperatorError
 from regiongrid.monitoring.partition import SLICES_TOGETHER
 from regiongrid.monitoring.points import crossing_widths
@@ -142,8 +143,7 @@ def make_slices(
     """
     if kind not in KINDS:
         raise InputError(f"kind of slice must be one of {', '.join(KINDS)}, got {kind!r}")
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise InputError(f"slices must be a whole number of at least 1 or a sequence of Slice, got {count!r}")
+    check_whole("slices (if not a sequence of Slice)", count, 1)
     if kind == "three":
         return slices_from_data(anchors, count=int(count), kind="three", half_width=half_width, seed=seed)
     made = [Slice.around(anchors[i % len(anchors)], half_width or 1.0, seed + i) for i in range(count)]

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from regiongrid.arguments import check_whole
 from regiongrid.errors import InputError, RegiongridError
 from regiongrid.study.config import StudyConfig
 from regiongrid.study.training import MakeMonitor, Run, train
@@ -70,8 +71,7 @@ def run_many(
         No configuration, the same one twice, or ``jobs`` is no whole number from 1 on.
     """
     folders = _folders(configs, Path(root))
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise InputError(f"jobs is {jobs!r}; it must be a whole number from 1 on")
+    check_whole("jobs", jobs, 1)
     tasks = deque(_Task(i, config, folder, resume, monitor) for i, (config, folder) in enumerate(zip(configs, folders)))
     outcomes: dict[int, Run | Failure] = {}
     idle: list[_Worker] = []

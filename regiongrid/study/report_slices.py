@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from regiongrid.arguments import check_whole
 from regiongrid.comparison import Accuracy, compare
 from regiongrid.errors import InputError, RegiongridError
 from regiongrid.files import atomic_path
@@ -124,11 +125,13 @@ def measure_further(cells: Sequence[Cell], slices: int, jobs: int, progress: Pro
 
     Raises
     ------
+    InputError
+        ``slices`` or ``jobs`` is no whole number from 1 on.
     RegiongridError
         A file cannot be read or written, or the data of a run are not to be had any more.
     """
-    if slices < 1 or jobs < 1:
-        raise InputError(f"slices is {slices} and jobs is {jobs}; both must be whole numbers from 1 on")
+    check_whole("slices", slices, 1)
+    check_whole("jobs", jobs, 1)
     tasks = [task for cell in cells for task in _tasks(cell, slices) if not _is_done(task)]
     if progress is not None:
         progress(0, len(tasks))

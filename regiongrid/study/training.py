@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from regiongrid.errors import InputError
 from regiongrid.files import atomic_path
 from regiongrid.monitor import RegionMonitor
 from regiongrid.monitoring.sinks import JsonLines, required
-from regiongrid.resources import one_torch_thread
+from regiongrid.resources import one_torch_thread, processor
 from regiongrid.study.augment import Views
 from regiongrid.study.config import StudyConfig
 from regiongrid.study.images import Images, load_images
@@ -285,7 +284,7 @@ def environment(images: Images) -> dict[str, Any]:
     return {
         "versions": {**versions(), "scikit-learn": installed_version("scikit-learn")},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": 1,
         "data": {
             "source": images.source,
@@ -333,11 +332,3 @@ def _one_thread() -> Iterator[None]:
     threadpoolctl = required("threadpoolctl", "study", "training for a study")
     with one_torch_thread(), threadpoolctl.threadpool_limits(1):
         yield
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or sys.platform

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,20 @@ from regiongrid.commands.app import app
 from regiongrid.errors import InputError, RegiongridError
 from regiongrid.monitor import RegionMonitor
 from regiongrid.monitoring.history import History
-from regiongrid.study import Failure, Run, StudyConfig, grid, images, losses, measuring, quality, run_many, train
+from regiongrid.study import (
+    Failure,
+    Run,
+    StudyConfig,
+    grid,
+    images,
+    losses,
+    measuring,
+    quality,
+    report_slices,
+    run_many,
+    train,
+    write_report,
+)  # fmt: skip
 from regiongrid.study.augment import Views, warp
 from regiongrid.study.config import COLLAPSES, METHODS
 from regiongrid.study.encoders import feature_size, make_encoder
@@ -122,7 +137,7 @@ def made(method: str, **keys: Any) -> Method:
     """A method in float64 around a small encoder, with a teacher, where there is one, that differs from the student."""
     torch.manual_seed(0)
     config = TINY.replace(method=method, head_width=16, head_out=8, queue=32, **keys)
-    network = make_method(config, make_encoder("mlp-32x3", 8), 10).double()
+    network = make_method(config, make_encoder("mlp-32x3", (1, 8, 8)), 32, 10).double()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.startswith("teacher."):
@@ -207,7 +222,7 @@ def prefixed(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
 
 def test_a_new_teacher_is_the_student() -> None:
     torch.manual_seed(0)
-    network: Any = make_method(TINY.replace(method="byol"), make_encoder("mlp-32x3", 8), 10)
+    network: Any = make_method(TINY.replace(method="byol"), make_encoder("mlp-32x3", (1, 8, 8)), 32, 10)
     for mine, its in zip(network.encoder.parameters(), network.teacher.module[0].parameters()):
         assert torch.equal(mine, its)
         assert mine is not its
@@ -237,26 +252,26 @@ def test_dino_follows_the_mean_of_its_teacher() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "pixels", "features", "units"),
+    ("name", "shape", "features", "units"),
     [
-        ("mlp-32x3", 28, 32, 96),
-        ("mlp-128x3", 28, 128, 384),
-        ("cnn", 28, 128, 8 * 196 + 16 * 49 + 128),
-        ("cnn", 9, 128, 0),
+        ("mlp-32x3", (1, 28, 28), 32, 96),
+        ("mlp-128x3", (1, 28, 28), 128, 384),
+        ("cnn", (1, 28, 28), 64, 4 * 196 + 8 * 49 + 64),
+        ("cnn", (3, 9, 12), 64, 0),
     ],
 )
-def test_encoders(name: str, pixels: int, features: int, units: int) -> None:
-    encoder = make_encoder(name, pixels)
+def test_encoders(name: str, shape: tuple[int, ...], features: int, units: int) -> None:
+    encoder = make_encoder(name, shape)
     seen: list[Tensor] = []
     for part in encoder:
         if isinstance(part, nn.ReLU):
             part.register_forward_hook(lambda _, __, output: seen.append(output))
-    out = encoder(torch.rand(2, 1, pixels, pixels))
+    out = encoder(torch.rand(2, *shape))
     assert out.shape == (2, features)
-    assert feature_size(encoder) == features
     assert bool((out >= 0).all())
     assert not units or sum(output[0].numel() for output in seen) == units
-    assert not isinstance(make_encoder(name, pixels, linear_features=True)[-1], nn.ReLU)
+    assert feature_size(encoder, shape) == features
+    assert not isinstance(make_encoder(name, shape, linear_features=True)[-1], nn.ReLU)
 
 
 # Views
@@ -416,7 +431,7 @@ def test_mnist_says_what_takes_its_place(monkeypatch: pytest.MonkeyPatch, caplog
     monkeypatch.setattr(images, "load_data", missing)
     found = load_images("mnist", 10_000, 10_000)
     assert found.source == "mnist-5k"
-    assert (len(found.train_x), len(found.test_x), found.pixels, found.classes) == (4000, 1000, 28, 10)
+    assert (len(found.train_x), len(found.test_x), found.shape, found.classes) == (4000, 1000, (1, 28, 28), 10)
     assert float(found.train_x.max()) == 1
     assert not found.mirrored
     assert "mnist is not here. In its place: mnist-5k" in caplog.text
@@ -463,7 +478,7 @@ def test_kept_parts_are_those_of_the_run(tmp_path: Path) -> None:
     train(config, tmp_path, monitor=False)
     digits = load_images("digits", 256, 100)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["method"]
-    method = make_method(config, make_encoder("mlp-32x3", 8), 10)
+    method = make_method(config, make_encoder("mlp-32x3", (1, 8, 8)), 32, 10)
     method.load_state_dict(state)
     torch.manual_seed(0)
     track = Track(tmp_path, config, History(), digits.digest, "digits")
@@ -621,3 +636,118 @@ def test_study_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = CliRunner().invoke(app, ["study", "run", "--method", "simclr,swav", "--out", str(tmp_path)])
     assert bad.exit_code == 2
     assert "Error: method is 'swav'; it must be one of supervised, simclr" in bad.stderr
+
+
+# Own encoders and images
+
+
+OWN_ENCODER = """
+import torch
+from torch import nn
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 2, 3, stride=2), nn.Conv2d(3, 2, 3, stride=2)
+
+    def forward(self, x):
+        return torch.maximum(self.left(x), self.right(x)).flatten(1).relu()
+
+def not_flat():
+    return nn.Conv2d(3, 2, 3)
+
+def smooth():
+    return nn.Sequential(nn.Flatten(), nn.Linear(180, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU())
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> StudyConfig:
+    """A run of an encoder and colour images in files."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    classes = np.arange(150) % 3
+    x = generator.random((150, 3, 6, 10)).astype(np.float32) + classes[:, None, None, None].astype(np.float32) / 3
+    np.savez(tmp_path / "colours.npz", x=x, y=classes)
+    (tmp_path / "nets.py").write_text(OWN_ENCODER)
+    return StudyConfig(
+        dataset=str(tmp_path / "colours.npz"), encoder=f"{tmp_path / 'nets.py'}:Branches", method="byol", epochs=2,
+        batch_size=40, head_width=16, head_out=8, slices=2, half_width=2.0, measure_first=0, keep_every=1,
+    )  # fmt: skip
+
+
+def test_a_run_of_an_own_encoder_on_own_images(own: StudyConfig, tmp_path: Path) -> None:
+    assert own.name.startswith("colours-nets-Branches-byol-s0-")
+    assert own.replace(dataset="other/colours.npz").name != own.name
+    whole = train(own, tmp_path / "runs" / "whole")
+    with pytest.raises(Stopped):
+        train(own, tmp_path / "parts", progress=stop_after(1))
+    train(own, tmp_path / "parts", resume=True)
+    same_run(tmp_path / "runs" / "whole", tmp_path / "parts")
+    assert whole.record["regions/count"] > 2
+    with pytest.raises(InputError, match=r"encoder of its own, .*nets\.py:Branches, whose code has to run"):
+        write_report([tmp_path / "runs"], tmp_path / "report")
+    report = write_report([tmp_path / "runs"], tmp_path / "report", slices=0)
+    assert [cell.title for cell in report.cells] == ["colours.npz, nets.py:Branches"]
+    further = report_slices._further(report.cells[0].tracks[0], load_images(own.dataset, 1000, 1000), 1)
+    assert len(further) == 3 * 10
+
+
+def test_own_images_have_their_parts_and_shapes(tmp_path: Path) -> None:
+    x = np.arange(40 * 4 * 6, dtype=np.uint8).reshape(40, 4, 6)
+    y = np.arange(40) % 4
+    np.savez(tmp_path / "whole.npz", x=x, y=y)
+    found = load_images(str(tmp_path / "whole.npz"), 100, 100)
+    assert (found.shape, len(found.train_x), len(found.test_x), found.classes) == ((1, 4, 6), 32, 8, 4)
+    assert not found.mirrored
+    np.savez(tmp_path / "parts.npz", x_train=x, y_train=y, x_test=x[:7] // 2, y_test=y[:7])
+    parts = load_images(str(tmp_path / "parts.npz"), 100, 100)
+    assert (len(parts.train_x), len(parts.test_x)) == (40, 7)
+    assert float(parts.train_x.max()) == 1
+    np.savez(tmp_path / "flat.npz", x=x.reshape(40, 24)[:, :16], y=y)
+    assert load_images(str(tmp_path / "flat.npz"), 100, 100).shape == (1, 4, 4)
+    np.savez(tmp_path / "vectors.npz", x=x.reshape(40, 24), y=y)
+    with pytest.raises(InputError, match=r"samples of shape \[24\]; the study needs images"):
+        load_images(str(tmp_path / "vectors.npz"), 100, 100)
+    np.savez(tmp_path / "bare.npz", x=x)
+    with pytest.raises(InputError, match="no class labels"):
+        load_images(str(tmp_path / "bare.npz"), 100, 100)
+    np.savez(tmp_path / "negative.npz", x=x, y=y - 1)
+    with pytest.raises(InputError, match="has the class -1"):
+        load_images(str(tmp_path / "negative.npz"), 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        ("not_flat", r"must make features \[2, n\] of two images, it made \[2, 2, 4, 8\]"),
+        ("smooth", "gelu"),
+        ("missing", "has no 'missing'"),
+    ],
+)
+def test_encoders_that_will_not_do(own: StudyConfig, factory: str, told: str, tmp_path: Path) -> None:
+    config = own.replace(encoder=own.encoder.replace("Branches", factory))
+    with pytest.raises(RegiongridError, match=told):
+        train(config, tmp_path / "run")
+
+
+def test_an_encoder_for_other_images_says_so(own: StudyConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the encoder does not take images \[2, 1, 8, 8\]"):
+        train(own.replace(dataset="digits"), tmp_path / "run")
+    with pytest.raises(InputError, match="linear_features is true"):
+        own.replace(linear_features=True)
+    for key, value in (("encoder", "resnet"), ("dataset", "cifar"), ("mirror", "maybe"), ("crop", 0.0)):
+        with pytest.raises(InputError, match=f"{key} is {value!r}; it must be"):
+            own.replace(**{key: value})
+
+
+def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[StudyConfig] = []
+    monkeypatch.setattr("regiongrid.study.run_many", lambda configs, *_, **__: asked.extend(configs))
+    monkeypatch.setattr("regiongrid.study.write_report", lambda *_, **__: SimpleNamespace(files=["figure"]))
+    script = Path(__file__).parents[1] / "examples" / "own_encoder.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert len(asked) == 9
+    run = train(asked[-1].replace(epochs=1, slices=1, measure_first=0), tmp_path / "run")
+    assert run.record["regions/count"] > 1
+    assert run.record["quality/knn"] > 0.5

@@ -138,9 +138,9 @@ def test_a_claim_that_depends_on_something_says_on_what(tmp_path: Path) -> None:
 
     def further(track: Any) -> list[Further]:
         """Everything grows on planes through three classes."""
+        place = Place("three classes, test", "encoder")
         return [
-            Further(Place("three classes, test", "encoder"), epoch, {"regions/count": 1000.0 * (epoch + 1) + track.config.seed})
-            for epoch in (0, 3, 10)
+            Further(place, epoch, {"regions/count": 1000.0 * (epoch + 1) + track.config.seed}) for epoch in (0, 3, 10)
         ]
 
     found = verdicts(study(tmp_path, courses), further)

@@ -51,10 +51,21 @@ def run(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", metavar="A,B", rich_help_panel=_GRID, help="digits, mnist, mnist-5k, fashion-mnist."),
+        typer.Option(
+            "--dataset",
+            metavar="A,B",
+            rich_help_panel=_GRID,
+            help="digits, mnist, mnist-5k, fashion-mnist, or a file of your own images and classes (.npz, .pt).",
+        ),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="A,B", rich_help_panel=_GRID, help="mlp-32x3, mlp-128x3, cnn.")
+        str | None,
+        typer.Option(
+            "--encoder",
+            metavar="A,B",
+            rich_help_panel=_GRID,
+            help="mlp-32x3, mlp-128x3, cnn, or your own: file.py:factory or pkg.mod:factory.",
+        ),
     ] = None,
     method: Annotated[
         str | None,

@@ -35,6 +35,10 @@ def report(
     ] = 4,
     jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs measured at a time.")] = 1,
     skip_unfinished: Annotated[bool, typer.Option("--skip-unfinished", help="Leave out unfinished runs.")] = False,
+    trust_encoders: Annotated[
+        bool,
+        typer.Option("--trust-encoders", help="Import encoders that runs name as their own, which runs their code."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
     quiet: options.QuietOption = False,
     debug: options.DebugOption = False,
@@ -49,7 +53,13 @@ def report(
 
             with _progress(quiet) as progress:
                 found = write_report(
-                    runs, out, slices=slices, jobs=jobs, skip_unfinished=skip_unfinished, progress=progress
+                    runs,
+                    out,
+                    slices=slices,
+                    jobs=jobs,
+                    skip_unfinished=skip_unfinished,
+                    trust_encoders=trust_encoders,
+                    progress=progress,
                 )
         if found.unfinished and not quiet:
             print(f"{len(found.unfinished)} unfinished runs were left out", file=sys.stderr)

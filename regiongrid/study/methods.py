@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regiongrid.study import losses
 from regiongrid.study.config import StudyConfig
-from regiongrid.study.encoders import feature_size, make_encoder
+from regiongrid.study.encoders import encoder_of, feature_size
 from regiongrid.study.images import Images
 
 DINO_PROTOTYPES = 256
@@ -43,7 +43,7 @@ class Method(nn.Module):
 
     views = 2
 
-    def __init__(self, encoder: nn.Sequential, head: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -90,8 +90,8 @@ class Supervised(Method):
 class SimClr(Method):
     """Contrast with the other images of the batch."""
 
-    def __init__(self, encoder: nn.Sequential, config: StudyConfig) -> None:
-        super().__init__(encoder, _head(feature_size(encoder), config))
+    def __init__(self, encoder: nn.Module, features: int, config: StudyConfig) -> None:
+        super().__init__(encoder, _head(features, config))
         self.temperature = config.temperature
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class SimClr(Method):
 class _WithTeacher(Method):
     """A method with a slow copy of encoder and head: at each step w' <- decay w' + (1 - decay) w."""
 
-    def __init__(self, encoder: nn.Sequential, head: nn.Module, decay: float) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module, decay: float) -> None:
         super().__init__(encoder, head)
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.teacher = AveragedModel(nn.Sequential(encoder, head), multi_avg_fn=average)
@@ -132,8 +132,8 @@ class Moco(_WithTeacher):
 
     queue: Tensor
 
-    def __init__(self, encoder: nn.Sequential, config: StudyConfig) -> None:
-        super().__init__(encoder, _head(feature_size(encoder), config), config.ema_decay)
+    def __init__(self, encoder: nn.Module, features: int, config: StudyConfig) -> None:
+        super().__init__(encoder, _head(features, config), config.ema_decay)
         self.temperature = config.temperature
         self.register_buffer("queue", F.normalize(torch.randn(config.queue, config.head_out), dim=1))
         self._keys: Tensor | None = None
@@ -155,8 +155,8 @@ class Moco(_WithTeacher):
 class Byol(_WithTeacher):
     """A predictor of one view's embedding by the slow copy from that of the other view (Grill et al. 2020)."""
 
-    def __init__(self, encoder: nn.Sequential, config: StudyConfig) -> None:
-        super().__init__(encoder, _head(feature_size(encoder), config), config.ema_decay)
+    def __init__(self, encoder: nn.Module, features: int, config: StudyConfig) -> None:
+        super().__init__(encoder, _head(features, config), config.ema_decay)
         self.predictor = _head(config.head_out, config)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -173,8 +173,8 @@ class ByolNoPredictor(Method):
     the network from giving all images one embedding.
     """
 
-    def __init__(self, encoder: nn.Sequential, config: StudyConfig) -> None:
-        super().__init__(encoder, _head(feature_size(encoder), config))
+    def __init__(self, encoder: nn.Module, features: int, config: StudyConfig) -> None:
+        super().__init__(encoder, _head(features, config))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         first, second = self.embed(images)
@@ -187,8 +187,8 @@ class SimSiam(Method):
 
     stop_gradient = True
 
-    def __init__(self, encoder: nn.Sequential, config: StudyConfig) -> None:
-        super().__init__(encoder, _head(feature_size(encoder), config))
+    def __init__(self, encoder: nn.Module, features: int, config: StudyConfig) -> None:
+        super().__init__(encoder, _head(features, config))
         self.predictor = _head(config.head_out, config)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -212,8 +212,8 @@ class Dino(_WithTeacher):
 
     centre: Tensor
 
-    def __init__(self, encoder: nn.Sequential, config: StudyConfig) -> None:
-        head = _head(feature_size(encoder), config)
+    def __init__(self, encoder: nn.Module, features: int, config: StudyConfig) -> None:
+        head = _head(features, config)
         super().__init__(encoder, nn.Sequential(head, Prototypes(config.head_out)), config.ema_decay)
         self.register_buffer("centre", torch.zeros(DINO_PROTOTYPES))
 
@@ -249,15 +249,15 @@ def initial_method(config: StudyConfig, images: Images) -> Method:
     """The method of a run as its seed draws it; torch's global generator is left as it was."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        encoder = make_encoder(config.encoder, images.pixels, config.linear_features)
-        return make_method(config, encoder, images.classes)
+        encoder = encoder_of(config, images.shape)
+        return make_method(config, encoder, feature_size(encoder, images.shape), images.classes)
 
 
-def make_method(config: StudyConfig, encoder: nn.Sequential, classes: int) -> Method:
+def make_method(config: StudyConfig, encoder: nn.Module, features: int, classes: int) -> Method:
     """The method of a run around an encoder; heads get torch's default initial weights, from its global generator."""
     if config.method == "supervised":
-        return Supervised(encoder, nn.Linear(feature_size(encoder), classes))
-    return _METHODS[config.method](encoder, config)
+        return Supervised(encoder, nn.Linear(features, classes))
+    return _METHODS[config.method](encoder, features, config)
 
 
 def _head(size: int, config: StudyConfig) -> nn.Sequential:
@@ -270,7 +270,7 @@ def _head(size: int, config: StudyConfig) -> nn.Sequential:
     )
 
 
-_METHODS: dict[str, Callable[[nn.Sequential, StudyConfig], Method]] = {
+_METHODS: dict[str, Callable[[nn.Module, int, StudyConfig], Method]] = {
     "simclr": SimClr,
     "moco": Moco,
     "byol": Byol,

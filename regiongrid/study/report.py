@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from regiongrid.errors import RegiongridError
+from regiongrid.errors import InputError, RegiongridError
 from regiongrid.files import atomic_path
+from regiongrid.study.config import ENCODERS
 from regiongrid.study.report_claims import CLAIMS, EXPANDED, FACTORS, FEWER, MERGED, Finding, Verdict, find_all, judge
 from regiongrid.study.report_runs import GEOMETRY, NAMES, QUALITY, Cell, Track, read_cells
 from regiongrid.study.report_slices import (
@@ -62,6 +63,7 @@ def write_report(
     slices: int = 4,
     jobs: int = 1,
     skip_unfinished: bool = False,
+    trust_encoders: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Measure what is still missing of the runs, and write tables and figures about them into ``out``.
@@ -82,17 +84,22 @@ def write_report(
         Runs that are measured at a time.
     skip_unfinished
         Leave out unfinished runs, which are else an error.
+    trust_encoders
+        Import the encoders that runs name as their own (``file.py:factory``), which runs the code there. Without it
+        such a run is an error, unless ``slices`` is 0.
 
     Raises
     ------
     InputError
-        No runs, unfinished ones, or runs that cannot be compared.
+        No runs, unfinished ones, runs that cannot be compared, or encoders that may not be imported.
     RegiongridError
         A file cannot be written.
     """
     from regiongrid.study import report_figures as figures
 
     cells, unfinished = read_cells([Path(run) for run in runs], skip_unfinished=skip_unfinished)
+    if slices and not trust_encoders:
+        _refuse_own_encoders(cells)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +135,16 @@ def write_report(
     files += figures.draw_films(cells, folder) if slices else []
     files += figures.draw_collapses(cells, folder)
     return Report(files, cells, unfinished, findings, verdicts, rows)
+
+
+def _refuse_own_encoders(cells: Iterable[Cell]) -> None:
+    for cell in cells:
+        if cell.config.encoder not in ENCODERS:
+            raise InputError(
+                f"the run in {cell.tracks[0].folder} has an encoder of its own, {cell.config.encoder}, whose code has "
+                "to run to measure it; allow that if you trust it (trust_encoders=True, --trust-encoders), or measure "
+                "nothing further (slices=0, --slices 0)"
+            )
 
 
 def all_correlations(cells: Sequence[Cell]) -> dict[tuple[str, str, str, str], Interval]:
@@ -177,7 +194,8 @@ def finding_rows(findings: Iterable[Finding]) -> list[dict[str, Any]]:
         {
             "claim": f.claim, "dataset": f.dataset, "encoder": f.encoder, "method": f.method, "slices": f.slices,
             "network": f.network, "comparison": f.variant, "quantity": f.quantity, "effect": f.interval.mean,
-            "low": f.interval.low, "high": f.interval.high, "seeds": f.interval.seeds, "outcome": f.outcome, "note": f.note,
+            "low": f.interval.low, "high": f.interval.high, "seeds": f.interval.seeds,
+            "outcome": f.outcome, "note": f.note,
         }
         for f in findings
     ]  # fmt: skip
@@ -295,11 +313,11 @@ def claims_text(
 
 
 _RULE = (
-    "a finding is one data set, encoder, method, kind of slices, network (encoder, or encoder with head) and way to "
+    "a finding is one data set, encoder, method, kind of slices, network (encoder, or with head) and way to "
     "compare. It is for or against the claim if its whole 95% interval over seeds lies on that side of the threshold, "
-    "else open; untestable ones do not count. Supported: at least 9 in 10 are for the claim and none is against it. Not "
-    "supported: at most 1 in 10 is for it. Else it depends on the factors between whose levels the share of findings "
-    "for it differs by a third or more (or the factor with the largest difference)."
+    "else open; untestable ones do not count. Supported: at least 9 in 10 are for the claim and none is against it. "
+    "Not supported: at most 1 in 10 is for it. Else it depends on the factors between whose levels the share of "
+    "findings for it differs by a third or more (or the factor with the largest difference)."
 )
 
 

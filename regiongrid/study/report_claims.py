@@ -27,6 +27,7 @@ from regiongrid.study.report_runs import (
     Cell,
     Place,
     Track,
+    cell_title,
 )
 from regiongrid.study.report_slices import Further
 from regiongrid.study.report_statistics import Interval, predicted_range, spearman, t_interval
@@ -459,7 +460,7 @@ def _shares(findings: Sequence[Finding], factor: str) -> dict[str, tuple[int, in
 def _by_cell(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
     found: dict[str, list[Finding]] = {}
     for finding in findings:
-        found.setdefault(f"{DATA_NAMES[finding.dataset]}, {finding.encoder}", []).append(finding)
+        found.setdefault(cell_title(finding.dataset, finding.encoder), []).append(finding)
     return found
 
 

@@ -68,9 +68,7 @@ def draw_training(cells: Sequence[Cell], out: Path) -> list[Path]:
                 if column == 0:
                     ax.set_ylabel(label.replace(" (", "\n("), fontsize=_SMALL, color=INK)
                 if row == 0:
-                    ax.set_title(
-                        f"{cell.title}: {cell.own_place}", fontsize=_SMALL - 0.5, color=INK, loc="left", pad=3
-                    )
+                    ax.set_title(f"{cell.title}: {cell.own_place}", fontsize=_SMALL - 0.5, color=INK, loc="left", pad=3)
         _align_labels(axes)
         _legend(figure, _methods(some))
         written.append(_save(figure, out, "training", number))
@@ -175,7 +173,9 @@ def draw_changes(cells: Sequence[Cell], findings: Sequence[Finding], claim: str,
             ax.set_ylim(len(rows) - 0.5, -0.5)
             for line in range(1, len(rows)):
                 ax.axhline(line - 0.5, color="#dcdcdc", lw=0.5, zorder=0)
-            names = [slices if not variant else f"{slices},\n{variant}" for slices, variant in rows]
+            names = [
+                f"{place},\n{variant}" if variant else place.replace(", with", ",\nwith") for place, variant in rows
+            ]
             ax.set_yticks(range(len(rows)), names)
             ax.tick_params(axis="y", labelsize=_SMALL, labelleft=ax is axes[0][0], length=0)
             ax.set_title(panel, fontsize=_SMALL + 0.5, color=INK, pad=3)

@@ -106,7 +106,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, slices: str, with_head: bool) -> Place:
-        return cls(slices, "encoder with head" if with_head else "encoder")
+        return cls(slices, "with head" if with_head else "encoder")
 
     def __str__(self) -> str:
         return self.slices if self.network == "encoder" else f"{self.slices}, {self.network}"
@@ -118,6 +118,8 @@ class Cell:
 
     Attributes
     ----------
+    dataset, encoder
+        As the runs name them; without the folder if they are files.
     methods
         Runs of each method in the order of their seeds; methods in the order of `ORDER`.
     """
@@ -141,7 +143,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        return f"{DATA_NAMES[self.dataset]}, {self.encoder}"
+        return cell_title(self.dataset, self.encoder)
 
     @property
     def own_place(self) -> Place:
@@ -163,6 +165,11 @@ def _load(part: nn.Module, file: Path) -> None:
         part.load_state_dict(torch.load(file, weights_only=True))
     except Exception as error:  # a damaged file can raise anything
         raise InputError(f"weights {file} cannot be read: {type(error).__name__}; run it again") from error
+
+
+def cell_title(dataset: str, encoder: str) -> str:
+    """What figures and tables call the runs of an encoder on a data set."""
+    return f"{DATA_NAMES.get(dataset, dataset)}, {encoder}"
 
 
 def setting_name(kind: str, half_width: float, split: str) -> str:
@@ -241,15 +248,19 @@ def _cells(tracks: Iterable[Track]) -> list[Cell]:
     groups: dict[tuple[str, str], list[Track]] = {}
     for track in tracks:
         groups.setdefault((track.config.dataset, track.config.encoder), []).append(track)
-    cells = []
+    cells: list[Cell] = []
     for (dataset, encoder), some in sorted(groups.items()):
         methods = {}
         for method in ORDER:
             own = sorted((t for t in some if t.config.method == method), key=lambda t: t.config.seed)
             if own:
                 methods[method] = own
-        cell = Cell(dataset, encoder, methods)
+        cell = Cell(Path(dataset).name, Path(encoder).name, methods)
         _check(cell)
+        same = next((other for other in cells if other.title == cell.title), None)
+        if same is not None:
+            first, second = same.tracks[0].folder, cell.tracks[0].folder
+            raise InputError(f"{first} and {second} would both be called {cell.title}; report them apart")
         cells.append(cell)
     return cells
 

@@ -164,7 +164,8 @@ class _Training:
         self.method = initial_method(config, images)
         self.optimizer = make_optimizer(config, self.method)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.views = Views((config.crop, 1.0), mirror=images.mirrored)
+        mirror = images.mirrored if config.mirror == "auto" else config.mirror == "yes"
+        self.views = Views((config.crop, 1.0), mirror=mirror)
         self.schedule = Schedule.of(config, self.steps_per_epoch)
         make = make_monitor if monitor is True else monitor
         self.monitor = make(self.method.network(config.with_head), images, config) if make else None

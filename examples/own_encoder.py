@@ -33,7 +33,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     digits = rg.load_data("digits")
-    np.savez(out / "images.npz", x=digits.x.reshape(-1, 1, 8, 8), y=digits.y)
+    np.savez(out / "images.npz", x=digits.x.reshape(-1, 1, 8, 8), y=np.asarray(digits.y))
     configs = grid({
         "dataset": str(out / "images.npz"), "encoder": f"{__file__}:Encoder",
         "method": ["supervised", "simclr", "byol"], "seed": [0, 1, 2],

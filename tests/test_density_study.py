@@ -247,7 +247,7 @@ def test_values_at_initialisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("change", "message"),
     [
         ({"data": "cifar"}, "data is 'cifar'; it must be one of"),
-        ({"steps": 0}, "steps is 0; it must be a whole number above 0"),
+        ({"steps": 0}, "steps is 0; it must be a whole number from 1 on"),
         ({"seed": True}, "seed is True; it must be a whole number from 0 on"),
         ({"weight_decay": -0.1}, r"weight_decay is -0.1; it must be a number from 0 on"),
         ({"epochs": 3}, "unknown key epochs"),

@@ -735,6 +735,11 @@ def test_an_encoder_for_other_images_says_so(own: StudyConfig, tmp_path: Path) -
         train(own.replace(dataset="digits"), tmp_path / "run")
     with pytest.raises(InputError, match="linear_features is true"):
         own.replace(linear_features=True)
+    named = own.replace(dataset="\N{GRINNING FACE}/caf\N{LATIN SMALL LETTER E WITH ACUTE}.npz")
+    (tmp_path / "named.toml").write_text(named.to_toml(), encoding="utf-8")
+    assert StudyConfig.read(tmp_path / "named.toml") == named
+    with pytest.raises(InputError, match="lr is 1000"):
+        own.replace(lr=10**400)
     for key, value in (("encoder", "resnet"), ("dataset", "cifar"), ("mirror", "maybe"), ("crop", 0.0)):
         with pytest.raises(InputError, match=f"{key} is {value!r}; it must be"):
             own.replace(**{key: value})

@@ -104,7 +104,7 @@ def run(
         flags = {"dataset": dataset, "encoder": encoder, "method": method, "seed": seed}
         with running.results_on_stdout(quiet):
             from regiongrid.study import grid, run_many
-            from regiongrid.study.config import read_toml
+            from regiongrid.study.keys import read_toml
 
             values = {} if config is None else read_toml(config)
             values |= {key: _several(text) for key, text in flags.items() if text is not None}

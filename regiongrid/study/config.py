@@ -1,5 +1,6 @@
 """What a run of the study is: one flat set of keys, in Python a `StudyConfig`, on disk a TOML file.
 
+>>> import tomllib
 >>> config = StudyConfig(method="byol", dataset="digits", seed=3)
 >>> StudyConfig.from_mapping(tomllib.loads(config.to_toml())) == config
 True
@@ -14,17 +15,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
-import os
 import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from regiongrid.errors import InputError
-from regiongrid.files import existing_file
+from regiongrid.study.keys import FlatConfig, flag, not_negative, one_of, one_of_or, positive, real, whole
 
 DATASETS = ("digits", "mnist", "mnist-5k", "fashion-mnist")
 ENCODERS = ("mlp-32x3", "mlp-128x3", "cnn")
@@ -38,49 +36,6 @@ SLICE_KINDS = ("one", "three", "nearest")
 SPLITS = ("train", "test")
 ENGINES = ("auto", "exact", "grid")
 
-Check = Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What a key may be."""
-
-    wanted: str
-    holds: Check
-
-
-def _one_of(default: str, choices: tuple[str, ...]) -> Any:
-    return _key(default, f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
-
-
-def _text(default: str, choices: tuple[str, ...], other: str, is_other: Callable[[str], bool]) -> Any:
-    wanted = f"one of {', '.join(choices)}, or {other}"
-    return _key(default, wanted, lambda value: isinstance(value, str) and (value in choices or is_other(value)))
-
-
-def _whole(default: int, least: int) -> Any:
-    return _key(default, f"a whole number from {least} on", lambda value: _is_int(value) and value >= least)
-
-
-def _real(default: float, wanted: str, holds: Check) -> Any:
-    return _key(default, wanted, lambda value: _is_real(value) and holds(value))
-
-
-def _flag(default: bool) -> Any:
-    return _key(default, "true or false", lambda value: isinstance(value, bool))
-
-
-def _key(default: Any, wanted: str, holds: Check) -> Any:
-    return field(default=default, metadata={"rule": _Rule(wanted, holds)})
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
-
 
 def _is_data_file(value: str) -> bool:
     return Path(value).suffix.lower() in (".npz", ".pt", ".pth")
@@ -92,7 +47,7 @@ def _is_factory(value: str) -> bool:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(FlatConfig):
     """One training run: data, encoder, method, optimizer, and what is measured when.
 
     Attributes
@@ -159,81 +114,48 @@ class StudyConfig:
         A value that its key cannot have, or two that do not go together.
     """
 
-    dataset: str = _text("fashion-mnist", DATASETS, "a file of images and classes (.npz, .pt)", _is_data_file)
-    train_images: int = _whole(10_000, 2)
-    test_images: int = _whole(2_000, 2)
-    encoder: str = _text("mlp-128x3", ENCODERS, "your own (pkg.mod:factory, file.py:factory)", _is_factory)
-    linear_features: bool = _flag(False)
-    method: str = _one_of("simclr", METHODS + COLLAPSES)
-    augment: bool = _flag(True)
-    crop: float = _real(0.6, "a number above 0 and up to 1", lambda value: 0 < value <= 1)
-    mirror: str = _one_of("auto", MIRRORING)
-    epochs: int = _whole(15, 1)
-    batch_size: int = _whole(256, 2)
-    optimizer: str = _one_of("adamw", OPTIMIZERS)
-    lr: float = _real(1e-3, "a number above 0", lambda value: value > 0)
-    weight_decay: float = _real(1e-4, "a number from 0 on", lambda value: value >= 0)
-    schedule: str = _one_of("cosine", SCHEDULES)
-    head_width: int = _whole(128, 1)
-    head_out: int = _whole(64, 2)
-    temperature: float = _real(0.2, "a number above 0", lambda value: value > 0)
-    ema_decay: float = _real(0.99, "a number from 0 to below 1", lambda value: 0 <= value < 1)
-    queue: int = _whole(2_048, 1)
-    seed: int = _whole(0, 0)
-    slices: int = _whole(16, 1)
-    slice_kind: str = _one_of("one", SLICE_KINDS)
-    half_width: float = _real(4.0, "a number from 0 on", lambda value: value >= 0)
-    slice_split: str = _one_of("test", SPLITS)
-    slice_seed: int = _whole(0, 0)
-    with_head: bool = _flag(False)
-    engine: str = _one_of("auto", ENGINES)
-    measure_every: int = _whole(1, 1)
-    measure_first: int = _whole(6, 0)
-    measure_steps: int = _whole(0, 0)
-    probe_every: int = _whole(5, 0)
-    keep_every: int = _whole(0, 0)
+    dataset: str = one_of_or("fashion-mnist", DATASETS, "a file of images and classes (.npz, .pt)", _is_data_file)
+    train_images: int = whole(10_000, 2)
+    test_images: int = whole(2_000, 2)
+    encoder: str = one_of_or("mlp-128x3", ENCODERS, "your own (pkg.mod:factory, file.py:factory)", _is_factory)
+    linear_features: bool = flag(False)
+    method: str = one_of("simclr", METHODS + COLLAPSES)
+    augment: bool = flag(True)
+    crop: float = real(0.6, "a number above 0 and up to 1", lambda value: 0 < value <= 1)
+    mirror: str = one_of("auto", MIRRORING)
+    epochs: int = whole(15, 1)
+    batch_size: int = whole(256, 2)
+    optimizer: str = one_of("adamw", OPTIMIZERS)
+    lr: float = positive(1e-3)
+    weight_decay: float = not_negative(1e-4)
+    schedule: str = one_of("cosine", SCHEDULES)
+    head_width: int = whole(128, 1)
+    head_out: int = whole(64, 2)
+    temperature: float = positive(0.2)
+    ema_decay: float = real(0.99, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+    queue: int = whole(2_048, 1)
+    seed: int = whole(0, 0)
+    slices: int = whole(16, 1)
+    slice_kind: str = one_of("one", SLICE_KINDS)
+    half_width: float = not_negative(4.0)
+    slice_split: str = one_of("test", SPLITS)
+    slice_seed: int = whole(0, 0)
+    with_head: bool = flag(False)
+    engine: str = one_of("auto", ENGINES)
+    measure_every: int = whole(1, 1)
+    measure_first: int = whole(6, 0)
+    measure_steps: int = whole(0, 0)
+    probe_every: int = whole(5, 0)
+    keep_every: int = whole(0, 0)
 
     def __post_init__(self) -> None:
-        for key in fields(self):
-            rule: _Rule = key.metadata["rule"]
-            value = getattr(self, key.name)
-            if not rule.holds(value):
-                raise InputError(f"{key.name} is {value!r}; it must be {rule.wanted}")
-            if key.type == "float":  # so that 1 and 1.0 are one configuration
-                object.__setattr__(self, key.name, float(value))
+        super().__post_init__()
         if self.slice_kind == "one" and self.half_width == 0:
             raise InputError("half_width is 0; slices of kind 'one' have no rule for it, so it must be above 0")
         if self.linear_features and self.encoder not in ENCODERS:
             raise InputError(f"linear_features is true, and encoder {self.encoder!r} is your own; leave it to that")
         if not self.augment and self.method != "supervised":
             raise InputError(f"augment is false; method {self.method!r} compares random views, so it must be true")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> StudyConfig:
-        """The configuration with these keys, and the defaults for all others.
-
-        Raises
-        ------
-        InputError
-            A key that does not exist, or a value that its key cannot have.
-        """
-        check_keys(values)
-        return cls(**values)
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> StudyConfig:
-        """The configuration in a TOML file.
-
-        Raises
-        ------
-        InputError
-            No such file, no TOML, a key that does not exist, or a value that its key cannot have.
-        """
-        return cls.from_mapping(read_toml(path))
-
-    def to_toml(self) -> str:
-        """All keys as TOML text."""
-        return "".join(f"{name} = {_toml_value(value)}\n" for name, value in asdict(self).items())
 
     @property
     def name(self) -> str:
@@ -265,16 +187,6 @@ class StudyConfig:
         digest = hashlib.blake2b(json.dumps(others, sort_keys=True).encode(), digest_size=3)
         return f"{text}-{digest.hexdigest()}"
 
-    def differences(self, other: StudyConfig) -> list[str]:
-        """One text for each key that differs: ``lr is 0.1 here and 0.2 there``."""
-        pairs = ((key.name, getattr(self, key.name), getattr(other, key.name)) for key in fields(self))
-        return [f"{name} is {own!r} here and {its!r} there" for name, own, its in pairs if own != its]
-
-    def replace(self, **changes: Any) -> StudyConfig:
-        """The configuration with some keys changed."""
-        check_keys(changes)
-        return replace(self, **changes)
-
 
 def grid(values: Mapping[str, Any]) -> list[StudyConfig]:
     """All configurations of a mapping in which a value may be a list: every combination, the last key fastest.
@@ -287,7 +199,7 @@ def grid(values: Mapping[str, Any]) -> list[StudyConfig]:
     InputError
         As for `StudyConfig`, an empty list, or the same configuration twice.
     """
-    check_keys(values)
+    StudyConfig.check_keys(values)
     axes = []
     for key, value in values.items():
         axes.append(value if isinstance(value, list) else [value])
@@ -298,32 +210,3 @@ def grid(values: Mapping[str, Any]) -> list[StudyConfig]:
         twice = next(config for i, config in enumerate(configs) if config in configs[:i])
         raise InputError(f"the run {twice.name} is asked for twice; give every value of a list once")
     return configs
-
-
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The keys of a TOML file, unchecked.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, or is not TOML.
-    """
-    file = existing_file(path, "configuration")
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"configuration {file} is not TOML: {error}") from error
-
-
-def check_keys(values: Mapping[str, Any]) -> None:
-    """Raise `InputError` if a key is none of `StudyConfig`'s."""
-    known = [key.name for key in fields(StudyConfig)]
-    for key, value in values.items():
-        if key not in known:
-            raise InputError(f"unknown key {key} (= {value!r}); the keys are {', '.join(known)}")
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return json.dumps(value)  # numbers and plain texts are written the same way in both

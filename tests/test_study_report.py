@@ -325,7 +325,8 @@ def test_further_slices_lie_where_they_should() -> None:
 
 def test_agreement_is_what_compare_states() -> None:
     fine = {
-        "spurious_unexplained": 0, "area_lower_violations": 0, "count_extrapolated_error": -0.02, "trustworthy": True,
+        "spurious_unexplained": 0, "area_lower_violations": 0, "count_extrapolated_error": -0.009, "trustworthy": True,
+        "regions_exact": 1000,
         "boundary_extrapolated_error": 0.004, "area_error_max": 0.02,
     }  # fmt: skip
     assert agrees(fine)
@@ -333,6 +334,7 @@ def test_agreement_is_what_compare_states() -> None:
                    {"boundary_extrapolated_error": -0.02}, {"area_error_max": 0.1}):  # fmt: skip
         assert not agrees({**fine, **change})
     assert agrees({**fine, "count_extrapolated_error": 0.04, "trustworthy": False})
+    assert agrees({**fine, "count_extrapolated_error": 0.04, "regions_exact": 25})
 
 
 def test_the_command_on_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from regiongrid.study.report_runs import Cell, Place, Track, setting_name
 from regiongrid.subdivision import Exact, exact
 
 FURTHER, AGREEMENT, BASELINE = "further_slices.json", "grid_agreement.json", "baseline.json"
-RESOLUTIONS = (1024, 2048)
+RESOLUTIONS = (1024, 2048, 4096)
 AGREEMENT_SLICES = 2
 _FORMAT = 2
 _WIDTH = StudyConfig().half_width
@@ -155,19 +154,18 @@ def measure_further(cells: Sequence[Cell], slices: int, jobs: int, progress: Pro
 
 def read_further(track: Track, slices: int) -> list[Further]:
     """What `measure_further` has found of a run; empty if it has not been measured."""
-    found = _read_cached(track.folder / FURTHER, _stamp(track, slices))
+    found = _read_cached(track, FURTHER, slices)
     return [Further(Place.of(row["setting"], row["with_head"]), row["epoch"], row["values"]) for row in found or []]
 
 
 def read_agreement(track: Track, slices: int) -> list[dict[str, Any]]:
     """Grid against exact polygons on the first of the run's own slices; empty if it has not been measured."""
-    return _read_cached(track.folder / AGREEMENT, _stamp(track, slices)) or []
+    return _read_cached(track, AGREEMENT, slices) or []
 
 
 def read_baseline(cell: Cell, slices: int) -> dict[str, float]:
     """Accuracies ``knn`` and ``linear`` of the raw pixels; empty if they have not been measured."""
-    track = cell.tracks[0]
-    rows = _read_cached(track.folder / BASELINE, _stamp(track, slices))
+    rows = _read_cached(cell.tracks[0], BASELINE, slices)
     return dict(rows[0]) if rows else {}
 
 
@@ -191,15 +189,14 @@ def _tasks(cell: Cell, slices: int) -> list[_Task]:
 
 
 def _is_done(task: _Task) -> bool:
-    stamp = _stamp(task.track, task.slices)
-    return all(_read_cached(task.track.folder / name, stamp) is not None for name in task.files)
+    return all(_read_cached(task.track, name, task.slices) is not None for name in task.files)
 
 
 def _carry_out(task: _Task) -> None:
     from threadpoolctl import threadpool_limits
 
     with one_torch_thread(), threadpool_limits(1):
-        track, stamp = task.track, _stamp(task.track, task.slices)
+        track = task.track
         images = images_of(track)
         makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
             FURTHER: lambda: _further(track, images, task.slices),
@@ -207,8 +204,10 @@ def _carry_out(task: _Task) -> None:
             BASELINE: lambda: [probes(nn.Flatten(), images)],
         }
         for name in task.files:
-            if _read_cached(track.folder / name, stamp) is None:
-                _write_cached(track.folder / name, stamp, makers[name]())
+            if _read_cached(track, name, task.slices) is None:
+                content = {"stamp": _stamp(track, name, task.slices), "rows": makers[name]()}
+                with atomic_path(track.folder / name) as temporary:
+                    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def images_of(track: Track) -> Images:
@@ -285,13 +284,14 @@ def _accuracy(number: int, row: Accuracy) -> dict[str, Any]:
     }
 
 
-def _stamp(track: Track, slices: int) -> dict[str, Any]:
-    """All that the files depend on, but for the code."""
+def _stamp(track: Track, name: str, slices: int) -> dict[str, Any]:
+    """All that a file depends on, but for the code."""
     encoders = {
         str(epoch): hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
         for epoch, file in track.encoder_files().items()
     }  # heads are written beside them
-    return {
+    stamp: dict[str, Any] = {"resolutions": list(RESOLUTIONS)} if name == AGREEMENT else {}
+    return stamp | {
         "format": _FORMAT,
         "data": track.data,
         "encoders": encoders,
@@ -300,20 +300,16 @@ def _stamp(track: Track, slices: int) -> dict[str, Any]:
     }
 
 
-def _read_cached(path: Path, stamp: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _read_cached(track: Track, name: str, slices: int) -> list[dict[str, Any]] | None:
     """The rows of a file, None if it is not there or depends on something else."""
+    path = track.folder / name
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise RegiongridError(f"{path} cannot be read ({type(error).__name__}); delete it") from error
-    if not isinstance(content, dict) or content.get("stamp") != stamp:
+    if not isinstance(content, dict) or content.get("stamp") != _stamp(track, name, slices):
         return None
     rows: list[dict[str, Any]] = content["rows"]
     return rows
-
-
-def _write_cached(path: Path, stamp: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"stamp": stamp, "rows": rows}) + "\n", encoding="utf-8")

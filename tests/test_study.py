@@ -28,6 +28,7 @@ from regiongrid.commands.app import app
 from regiongrid.errors import InputError, RegiongridError
 from regiongrid.monitor import RegionMonitor
 from regiongrid.monitoring.history import History
+from regiongrid.network.checkpoint import make_model
 from regiongrid.study import (
     Failure,
     Run,
@@ -357,7 +358,7 @@ def test_alignment_and_uniformity() -> None:
         ({"lr": 0}, "lr is 0; it must be a number above 0"),
         ({"lr": math.inf}, "lr is inf"),
         ({"lr": "0.1"}, "lr is '0.1'"),
-        ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number from 1 on"),
+        ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number from 1 to 1,000,000"),
         ({"epochs": True}, "epochs is True"),
         ({"augment": 1}, "augment is 1; it must be true or false"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
@@ -542,6 +543,14 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert facts["data"]["source"] == "digits"
     with pytest.raises(InputError, match=r"holds another run: seed is 1 here and 0 there"):
         train(config.replace(seed=1), tmp_path)
+    with pytest.raises(InputError, match="was begun with a monitor of regions, and is asked for without one"):
+        train(config, tmp_path, monitor=False)
+    (tmp_path / "head.pt").unlink()
+    with pytest.raises(InputError, match=r"is finished, but has lost head\.pt; delete it and run it again"):
+        train(config, tmp_path)
+    (tmp_path / "config.toml").unlink()
+    with pytest.raises(InputError, match=r"holds a file checkpoint\.pt and no run's config\.toml"):
+        train(config, tmp_path)
 
 
 def test_folders_that_are_no_place_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,6 +567,8 @@ def test_folders_that_are_no_place_for_a_run(tmp_path: Path, monkeypatch: pytest
         train(config, tmp_path, resume=True, monitor=False, progress=in_the_middle)
     with pytest.raises(InputError, match="batch_size is 300, and there are 256 training images"):
         train(config.replace(batch_size=300), tmp_path / "large", monitor=False)
+    with pytest.raises(RegiongridError, match="features are no finite numbers any more; take a smaller lr"):
+        train(config.replace(optimizer="sgd", lr=1e30), tmp_path / "wild", monitor=False)
     (tmp_path / "file").touch()
     with pytest.raises(RegiongridError, match="cannot write to the folder"):
         train(config, tmp_path / "file" / "run", monitor=False)
@@ -648,10 +659,12 @@ from torch import nn
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
+        print("made")
         self.left, self.right = nn.Conv2d(3, 2, 3, stride=2), nn.Conv2d(3, 2, 3, stride=2)
+        self.drop = nn.Dropout(0.2)
 
     def forward(self, x):
-        return torch.maximum(self.left(x), self.right(x)).flatten(1).relu()
+        return self.drop(torch.maximum(self.left(x), self.right(x))).flatten(1).relu()
 
 def not_flat():
     return nn.Conv2d(3, 2, 3)
@@ -690,9 +703,33 @@ def test_a_run_of_an_own_encoder_on_own_images(own: StudyConfig, tmp_path: Path)
     assert [cell.title for cell in report.cells] == ["colours.npz, nets.py:Branches"]
     further = report_slices._further(report.cells[0].tracks[0], load_images(own.dataset, 1000, 1000), 1)
     assert len(further) == 3 * 10
+    (tmp_path / "nets.py").write_text(OWN_ENCODER.replace(".relu()", ".abs()"))
+    with pytest.raises(InputError, match=r"the run in .*whole: its encoder makes other features"):
+        report.cells[0].tracks[0].network(2, load_images(own.dataset, 1000, 1000))
 
 
-def test_own_images_have_their_parts_and_shapes(tmp_path: Path) -> None:
+def test_what_an_encoder_prints_is_no_result(
+    own: StudyConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (done,) = run_many([own.replace(method="supervised", epochs=1)], tmp_path / "runs", monitor=False)
+    assert isinstance(done, Run), done
+    output = capfd.readouterr()
+    assert "made" not in output.out
+    assert "made" in output.err
+
+
+def test_files_of_encoders_do_not_share_their_modules(tmp_path: Path) -> None:
+    for name, width in (("first", 8), ("second", 24)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layers.py").write_text(f"WIDTH = {width}")
+        (tmp_path / name / "net.py").write_text(
+            "from torch import nn\nfrom layers import WIDTH\ndef make():\n    return nn.Linear(2, WIDTH)"
+        )
+    made = [make_model(f"{tmp_path / name / 'net.py'}:make") for name in ("first", "second", "first")]
+    assert [network.out_features for network in made] == [8, 24, 8]
+
+
+def test_own_images_have_their_parts_and_shapes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     x = np.arange(40 * 4 * 6, dtype=np.uint8).reshape(40, 4, 6)
     y = np.arange(40) % 4
     np.savez(tmp_path / "whole.npz", x=x, y=y)
@@ -708,6 +745,20 @@ def test_own_images_have_their_parts_and_shapes(tmp_path: Path) -> None:
     np.savez(tmp_path / "vectors.npz", x=x.reshape(40, 24), y=y)
     with pytest.raises(InputError, match=r"samples of shape \[24\]; the study needs images"):
         load_images(str(tmp_path / "vectors.npz"), 100, 100)
+    np.savez(tmp_path / "last.npz", x=np.zeros((40, 8, 8, 3)), y=y)
+    np.savez(tmp_path / "sizes.npz", x_train=x, y_train=y, x_test=x[:, :3], y_test=y)
+    np.savez(tmp_path / "one.npz", x=x, y=0 * y)
+    np.savez(tmp_path / "large.npz", x=x, y=y * 1000)
+    np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x[:9], y_test=y[:9] + 1)
+    for name, told in (
+        ("last", "looks like channels last"), ("sizes", "both must be of one size"), ("one", "a single class"),
+        ("large", "number the classes 0, 1, 2"), ("other", "the class 4 for testing alone"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=told):
+            load_images(str(tmp_path / f"{name}.npz"), 100, 100)
+    np.savez(tmp_path / "whole-numbers.npz", x=x.astype(np.int64), y=y)
+    load_images(str(tmp_path / "whole-numbers.npz"), 100, 100)
+    assert "values from 0 to 255" in caplog.text
     np.savez(tmp_path / "bare.npz", x=x)
     with pytest.raises(InputError, match="no class labels"):
         load_images(str(tmp_path / "bare.npz"), 100, 100)

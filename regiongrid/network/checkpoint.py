@@ -664,7 +664,7 @@ def make_model(model: Factory, model_args: Mapping[str, Any] | None = None) -> n
         name = model if isinstance(model, str) else getattr(model, "__qualname__", repr(model))
         try:
             module = factory(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # it is the user's code
             shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             raise InputError(f"model factory {name}({shown}) failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
@@ -710,13 +710,27 @@ def _import_file(file: Path) -> ModuleType:
         raise ImportError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-    with _importable_from(file.resolve().parent):
+    folder, before = file.resolve().parent, set(sys.modules)
+    with _importable_from(folder):
         try:
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise
+        finally:
+            # Another file's folder may have a module of the same name, and would get this one.
+            for other in set(sys.modules) - before:
+                if _is_beside(sys.modules[other], other.partition(".")[0], folder):
+                    del sys.modules[other]
     return module
+
+
+def _is_beside(module: ModuleType, root: str, folder: Path) -> bool:
+    """Whether a module is one of ``root.py`` or of the package ``root`` in a folder."""
+    file = getattr(module, "__file__", None)
+    return file is not None and (
+        Path(file).resolve() == folder / f"{root}.py" or Path(file).resolve().is_relative_to(folder / root)
+    )
 
 
 @contextlib.contextmanager

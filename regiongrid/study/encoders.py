@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +19,12 @@ from regiongrid.errors import InputError
 from regiongrid.monitoring.undisturbed import evaluating
 from regiongrid.network.checkpoint import make_model
 from regiongrid.study.config import ENCODERS, StudyConfig
+from regiongrid.study.images import Images
 
 _MLP_WIDTHS = {"mlp-32x3": (32, 32, 32), "mlp-128x3": (128, 128, 128)}
 _CNN_CHANNELS = (4, 8)
 _CNN_FEATURES = 64
+_FINGERPRINT = 32
 
 
 def make_encoder(
@@ -85,6 +88,24 @@ def feature_size(encoder: nn.Module, shape: Sequence[int]) -> int:
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise InputError(f"the encoder must make features [2, n] of two images, it made {got}; flatten them at its end")
     return features.shape[1]
+
+
+def fingerprint(encoder: nn.Module, images: Images) -> list[float]:
+    """A few features of the first test image: another function has others."""
+    with torch.no_grad(), evaluating(encoder):
+        return [float(value) for value in encoder(images.test_x[:1])[0, :_FINGERPRINT]]
+
+
+def check_fingerprint(encoder: nn.Module, images: Images, recorded: Sequence[float] | None) -> None:
+    """Raise `InputError` unless an encoder as its seed draws it is the one whose `fingerprint` was recorded."""
+    if recorded is None:
+        return
+    found = fingerprint(encoder, images)
+    if len(found) != len(recorded) or not np.allclose(found, recorded, rtol=1e-3, atol=1e-5):
+        raise InputError(
+            "its encoder makes other features of an image than when the run began: its code has changed, or the torch "
+            "that draws its weights; bring them back, or run it again elsewhere"
+        )
 
 
 def _mlp(widths: tuple[int, ...]) -> list[nn.Module]:

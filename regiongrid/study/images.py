@@ -83,6 +83,7 @@ def load_images(dataset: str, train_images: int, test_images: int) -> Images:
     source, train, test = _splits(dataset)
     train_x, train_y = _first(train, train_images)
     test_x, test_y = _first(test, test_images)
+    _check(dataset, train_x, train_y, test_x, test_y)
     return Images(source, train_x, train_y, test_x, test_y, mirrored=dataset == "fashion-mnist")
 
 
@@ -146,6 +147,29 @@ def _classes(dataset: Dataset) -> NDArray[np.int64]:
     return dataset.y
 
 
+def _check(name: str, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
+    classes = int(train_y.max()) + 1
+    if train_x.shape[1:] != test_x.shape[1:]:
+        raise InputError(
+            f"data set {name} has images {list(train_x.shape[1:])} for training and {list(test_x.shape[1:])} for "
+            "testing; both must be of one size"
+        )
+    if len(torch.unique(train_y)) < 2:
+        raise InputError(f"data set {name} has a single class for training; the study needs two or more")
+    if classes > len(train_y):
+        raise InputError(
+            f"data set {name} has a class {classes - 1} and {len(train_y)} training images; number the classes 0, 1, 2"
+        )
+    if int(test_y.max()) >= classes:
+        raise InputError(f"data set {name} has the class {int(test_y.max())} for testing alone; train on all classes")
+    low, high = float(train_x.min()), float(train_x.max())
+    if low < 0 or high > 1:
+        log.warning(
+            "data set %s has values from %g to %g: views (noise, brightness, a border of 0) and half_width are meant "
+            "for values from 0 to 1", name, low, high,
+        )  # fmt: skip
+
+
 def _image_shape(dataset: Dataset) -> tuple[int, ...]:
     shape = dataset.x.shape[1:]
     side = math.isqrt(math.prod(shape))
@@ -155,6 +179,11 @@ def _image_shape(dataset: Dataset) -> tuple[int, ...]:
         raise InputError(
             f"data set {dataset.name} has samples of shape {list(shape)}; the study needs images, [channels, height, "
             "width], [height, width], or flattened grey squares"
+        )
+    if len(shape) == 3 and shape[0] > shape[2] <= 4:
+        raise InputError(
+            f"data set {dataset.name} has images {list(shape)}, which looks like channels last; the study needs "
+            "[channels, height, width] (x.transpose(0, 3, 1, 2))"
         )
     return (1, *shape) if len(shape) == 2 else shape
 

@@ -27,6 +27,7 @@ from regiongrid.errors import InputError
 from regiongrid.files import existing_file
 
 Check = Callable[[Any], bool]
+_MOST = (1 << 63) - 1  # what TOML and generators of random numbers can take
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,18 @@ def one_of(default: str, choices: tuple[str, ...]) -> Any:
 def one_of_or(default: str, choices: tuple[str, ...], other: str, is_other: Callable[[str], bool]) -> Any:
     """A key that is one of a few texts, or a text of another kind, which ``other`` names."""
     wanted = f"one of {', '.join(choices)}, or {other}"
-    return _key(default, wanted, lambda value: isinstance(value, str) and (value in choices or is_other(value)))
+
+    def holds(value: Any) -> bool:
+        # What cannot be printed cannot stand in a TOML file either.
+        return isinstance(value, str) and (value in choices or (value.isprintable() and is_other(value)))
+
+    return _key(default, wanted, holds)
 
 
-def whole(default: int, least: int) -> Any:
-    """A key that is a whole number from ``least`` on."""
-    return _key(default, f"a whole number from {least} on", lambda value: _is_int(value) and value >= least)
+def whole(default: int, least: int, most: int = _MOST) -> Any:
+    """A key that is a whole number from ``least`` to ``most``."""
+    wanted = f"a whole number from {least} " + ("on" if most == _MOST else f"to {most:,}")
+    return _key(default, wanted, lambda value: _is_int(value) and least <= value <= most)
 
 
 def real(default: float, wanted: str, holds: Check) -> Any:
@@ -139,7 +146,11 @@ class FlatConfig:
         InputError
             No such file, no TOML, a key that does not exist, or a value that its key cannot have.
         """
-        return cls.from_mapping(read_toml(path))
+        values = read_toml(path)
+        try:
+            return cls.from_mapping(values)
+        except InputError as error:
+            raise InputError(f"configuration {path}: {error}") from error
 
     def to_toml(self) -> str:
         """All keys as TOML text."""

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -155,14 +156,10 @@ class _Worker:
 def _work(connection: Connection) -> None:
     """What a process does: a run for each task, until it gets None, or its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's business
-    while True:
-        try:
-            task: _Task | None = connection.recv()
-        except EOFError:
-            return
-        if task is None:
-            return
-        connection.send(_outcome(task, lambda *epochs: connection.send(epochs)))
+    # What a user's encoder prints would be mixed up with the results of the command.
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(EOFError, ConnectionError):
+        while (task := connection.recv()) is not None:
+            connection.send(_outcome(task, lambda *epochs: connection.send(epochs)))
 
 
 def _outcome(task: _Task, progress: Callable[[int, int], None]) -> Run | Failure:
@@ -172,6 +169,8 @@ def _outcome(task: _Task, progress: Callable[[int, int], None]) -> Run | Failure
         report.unlink(missing_ok=True)
     except RegiongridError as error:
         return Failure(task.folder, task.config, str(error))
+    except ConnectionError:  # nobody is there any more to tell
+        raise
     except Exception as error:
         with contextlib.suppress(OSError):
             report.write_text(traceback.format_exc(), encoding="utf-8")

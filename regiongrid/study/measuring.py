@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regiongrid.errors import RegiongridError
 from regiongrid.files import atomic_path
 from regiongrid.monitor import METRICS, RegionMonitor
 from regiongrid.monitoring.points import effective_rank, feature_std
@@ -124,12 +125,19 @@ def measure_quality(method: Method, images: Images, probe: bool, views: Views) -
     Always: ``effective_rank``, ``feature_std``, ``alignment``, ``uniformity`` over the first `QUALITY_IMAGES` test
     images, and ``embedding_std``, `feature_std` of the embeddings that the loss sees (but for supervised). Alignment is
     that of two random ``views``, the same at each call. With ``probe``: ``knn`` and ``linear``, test accuracies.
+
+    Raises
+    ------
+    RegiongridError
+        Training has diverged: features are infinite or NaN.
     """
     with torch.no_grad(), evaluating(method):
         some = images.test_x[:QUALITY_IMAGES]
         generator = torch.Generator().manual_seed(_VIEW_SEED)
         pairs = views(torch.cat([some, some]), generator)
         features = method.encoder(some)
+        if not bool(torch.isfinite(features).all()):
+            raise RegiongridError("the encoder's features are no finite numbers any more; take a smaller lr")
         found = {
             "effective_rank": effective_rank(features),
             "feature_std": feature_std(features),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,6 +20,7 @@ from regiongrid.errors import InputError
 from regiongrid.monitoring.history import History
 from regiongrid.monitoring.line_files import read_jsonl
 from regiongrid.study.config import COLLAPSES, METHODS, StudyConfig
+from regiongrid.study.encoders import check_fingerprint
 from regiongrid.study.images import Images
 from regiongrid.study.methods import initial_method
 from regiongrid.study.training import CONFIG, ENCODER, ENVIRONMENT, HEAD, KEPT, METRICS
@@ -65,6 +67,8 @@ class Track:
         Digest of its images.
     source
         The data set that they are really from.
+    features
+        What the encoder made of an image before training (`regiongrid.study.encoders.fingerprint`), if that is known.
     """
 
     folder: Path
@@ -72,6 +76,7 @@ class Track:
     history: History
     data: str
     source: str
+    features: Sequence[float] | None = None
 
     def __getitem__(self, name: str) -> Array:
         """A column, NaN where a measurement did not give it; [n]."""
@@ -83,12 +88,17 @@ class Track:
 
     def encoder_files(self) -> dict[int, Path]:
         """Kept encoders by epoch, the one at the end among them."""
-        found = {int(file.stem.removeprefix("epoch-")): file for file in self.folder.glob("encoders/epoch-*.pt")}
+        names = (re.fullmatch(r"epoch-(\d+)\.pt", file.name) for file in self.folder.glob(f"{KEPT[0]}/*"))
+        found = {int(name[1]): self.folder / KEPT[0] / name[0] for name in names if name}
         return dict(sorted({**found, self.config.epochs: self.folder / ENCODER}.items()))
 
     def network(self, epoch: int, images: Images, with_head: bool = False) -> nn.Module:
         """Encoder or encoder with head as they were after an epoch, kept ones, or as they were drawn (epoch 0)."""
-        method = initial_method(self.config, images)
+        try:
+            method = initial_method(self.config, images)
+            check_fingerprint(method.encoder, images, self.features)
+        except InputError as error:
+            raise InputError(f"the run in {self.folder}: {error}") from error
         if epoch:
             file = self.encoder_files()[epoch]
             _load(method.encoder, file)
@@ -236,10 +246,14 @@ def _read(folder: Path) -> Track | None:
         return None
     missing = [name for name in (*GEOMETRY, *QUALITY) if name not in history]
     if missing:
-        raise InputError(f"the run in {folder} has no {missing[0]}; a report needs runs with a monitor of all metrics")
+        raise InputError(
+            f"the run in {folder} has no {missing[0]}; a report needs runs with a monitor of all metrics: leave it out "
+            "(give the folders of the other runs), or run it again with one"
+        )
     try:
-        data = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["data"]
-        return Track(folder, config, history, str(data["blake2b"]), str(data["source"]))
+        about = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        data = about["data"]
+        return Track(folder, config, history, str(data["blake2b"]), str(data["source"]), about.get("features"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / ENVIRONMENT} cannot be read ({type(error).__name__}): {error}") from error
 

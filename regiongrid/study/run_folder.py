@@ -53,8 +53,12 @@ def read_checkpoint(file: Path, version: int) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(file, weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         raise InputError(f"checkpoint {file} cannot be read ({type(error).__name__}); delete the folder") from error
-    if state.get("format") != version:
-        raise InputError(f"checkpoint {file} has format {state.get('format')!r}; this regiongrid reads {version}")
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != version:
+        raise InputError(
+            f"checkpoint {file} has format {found!r}, and this regiongrid reads {version}; delete the folder or "
+            "choose another one"
+        )
     return state
 
 

@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regiongrid.errors import InputError
+from regiongrid.errors import InputError, RegiongridError
 from regiongrid.files import atomic_path
 from regiongrid.monitor import RegionMonitor
+from regiongrid.monitoring.line_files import read_jsonl
 from regiongrid.monitoring.sinks import JsonLines, required
 from regiongrid.resources import one_torch_thread, processor
 from regiongrid.study.augment import Views
 from regiongrid.study.config import StudyConfig
+from regiongrid.study.encoders import check_fingerprint, fingerprint
 from regiongrid.study.images import Images, load_images
 from regiongrid.study.measuring import Schedule, make_monitor, make_slices, measure_quality, save_slices
 from regiongrid.study.methods import Method, initial_method
@@ -45,7 +47,7 @@ CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, SLICES, ENCODER, HEAD = (
 )
 KEPT = ("encoders", "heads")
 """Folders of what ``keep_every`` keeps."""
-_FORMAT = 1
+_FORMAT = 2
 
 MakeMonitor = Callable[[nn.Module, Images, StudyConfig], RegionMonitor]
 """Called with the network that is measured: the encoder, with its head if the configuration says so."""
@@ -106,17 +108,22 @@ def train(
     Raises
     ------
     InputError
-        The folder holds a run of another configuration, on other data, or an unfinished one without ``resume``; the
-        batch is larger than the data.
+        The folder holds a run of another configuration, on other data, of an encoder with other code, with a monitor
+        where none is asked for or the other way round, or an unfinished one without ``resume``; the batch is larger
+        than the data.
     RegiongridError
-        The folder cannot be written, or another process is training in it.
+        The folder cannot be written, another process is training in it, or the training has diverged.
     """
     place = Path(folder)
-    with locked(place), _one_thread():
+    with locked(place), _one_thread(), torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)  # for encoders that draw random numbers themselves, as dropout does
         begun = _check_folder(place, config)
         state = read_checkpoint(place / CHECKPOINT, _FORMAT) if begun else None
         done = 0 if state is None else state["epoch"]
+        if state is not None:
+            _check_monitored(place, state, monitor)
         if state is not None and done == config.epochs:
+            _check_whole_run(place, config)
             return Run(place, config, state["record"], state["seconds"], earlier=True)
         if begun and not resume:
             raise InputError(
@@ -162,6 +169,7 @@ class _Training:
                 "smaller batch, or more images"
             )
         self.method = initial_method(config, images)
+        self.features = fingerprint(self.method.encoder, images)
         self.optimizer = make_optimizer(config, self.method)
         self.generator = torch.Generator().manual_seed(config.seed)
         mirror = images.mirrored if config.mirror == "auto" else config.mirror == "yes"
@@ -178,12 +186,14 @@ class _Training:
     def begin(self, state: dict[str, Any] | None) -> None:
         """Start, or go on where a checkpoint was made."""
         if state is not None:
+            check_fingerprint(self.method.encoder, self.images, state["features"])
             self.load(state)
             self.metrics.rewind(self.step)
             return
         slices = self.monitor.slices if self.monitor is not None else make_slices(self.config, self.images)
         save_slices(list(slices), self.folder / SLICES)
-        _write_text(self.folder / ENVIRONMENT, json.dumps(environment(self.images), indent=2) + "\n")
+        about = environment(self.images) | {"features": self.features}
+        _write_text(self.folder / ENVIRONMENT, json.dumps(about, indent=2) + "\n")
         _write_text(self.folder / CONFIG, self.config.to_toml())
         self.metrics.rewind(None)
         started = time.perf_counter()
@@ -215,6 +225,8 @@ class _Training:
         self.optimizer.step()
         self.method.after_step()
         self.step += 1
+        if not bool(torch.isfinite(loss)):
+            raise RegiongridError(f"the loss is {float(loss)} at step {self.step}; take a smaller lr")
         self.loss.add(loss)
 
     def measure(self) -> None:
@@ -239,6 +251,8 @@ class _Training:
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
+                "global_generator": torch.get_rng_state(),
+                "features": self.features,
                 "monitor": None if self.monitor is None else self.monitor.state_dict(),
                 "loss": [self.loss.total, self.loss.steps],
                 "record": self.record,
@@ -263,6 +277,7 @@ class _Training:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["global_generator"])
         self.loss = _Loss(*state["loss"])
         self.record = state["record"]
         if self.monitor is not None and state["monitor"] is not None:
@@ -313,13 +328,34 @@ def _check_folder(folder: Path, config: StudyConfig) -> bool:
     """
     file = folder / CONFIG
     if not file.exists():
-        if (folder / CHECKPOINT).exists():
-            raise InputError(f"{folder} holds a run without its {CONFIG}; choose another folder")
+        for name in (CHECKPOINT, METRICS, ENCODER, HEAD):
+            if (folder / name).exists():
+                raise InputError(f"{folder} holds a file {name} and no run's {CONFIG}; choose another folder")
         return False
     differences = config.differences(StudyConfig.read(file))
     if differences:
         raise InputError(f"{folder} holds another run: {'; '.join(differences)}; choose another folder")
     return True
+
+
+def _check_monitored(folder: Path, state: dict[str, Any], monitor: bool | MakeMonitor) -> None:
+    """Raise `InputError` if a run was begun with a monitor and is asked for without one, or the other way round."""
+    had = state["monitor"] is not None
+    if had != bool(monitor):
+        began, asked = ("with", "without") if had else ("without", "with")
+        raise InputError(
+            f"the run in {folder} was begun {began} a monitor of regions, and is asked for {asked} one (monitor, "
+            "--monitor/--no-monitor); choose another folder"
+        )
+
+
+def _check_whole_run(folder: Path, config: StudyConfig) -> None:
+    """Raise `InputError` if files of a finished run have been lost."""
+    lost = [name for name in (METRICS, ENCODER, HEAD, ENVIRONMENT) if not (folder / name).exists()]
+    if not lost and read_jsonl(folder / METRICS)["epoch"][-1] < config.epochs:
+        lost = [f"the end of {METRICS}"]
+    if lost:
+        raise InputError(f"the run in {folder} is finished, but has lost {', '.join(lost)}; delete it and run it again")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from regiongrid.commands.app import app
-from regiongrid.errors import InputError
-from regiongrid.study import StudyConfig, report_slices, report_statistics, train
+from regiongrid.errors import InputError, RegiongridError
+from regiongrid.study import StudyConfig, report_figures, report_slices, report_statistics, train
 from regiongrid.study.images import load_images
-from regiongrid.study.report import agrees, write_report
+from regiongrid.study.report import _with_half_width, agrees, write_report
 from regiongrid.study.report_claims import CLAIMS, Finding, find_all, judge
 from regiongrid.study.report_runs import Place, read_cells
 from regiongrid.study.report_slices import Further, make_setting_slices, settings_of
@@ -183,7 +185,9 @@ def finding(outcome: str, method: str, dataset: str) -> Finding:
         (["for"] * 10, "supported"),
         (["for"] * 9 + ["open"], "supported"),
         (["for"] * 9 + ["against"], "depends on data set"),
-        (["for"] + ["open"] * 9, "not supported"),
+        (["for"] + ["open"] * 9, "undecided"),
+        (["for"] + ["against"] * 5 + ["open"] * 4, "not supported"),
+        (["for"] + ["against"] * 4 + ["open"] * 5, "undecided"),
         (["against"] * 5 + ["untestable"], "not supported"),
         (["for", "against"] * 5, "depends on method"),
         (["untestable"], "not tested"),
@@ -215,6 +219,45 @@ def test_statistics() -> None:
         [a[: 40 + i] for i, (a, _) in enumerate(runs)], [b[: 40 + i] for i, (_, b) in enumerate(runs)]
     )
     assert uneven.low == pytest.approx(clustered.low, abs=0.15)
+    three, two = (clustered_spearman([a for a, _ in runs[:n]], [b for _, b in runs[:n]]) for n in (3, 2))
+    assert three.low < three.high
+    assert math.isfinite(two.mean)
+    assert math.isnan(two.low)
+    assert math.isnan(two.high)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "text"),
+    [
+        (28.31, 3.9, "28.3 ± 4"),
+        (12.3, 11.2, "12 ± 11"),
+        (5.21, 9.6, "5 ± 10"),
+        (5.21, 9.4, "5.21 ± 9"),
+        (3921.6, 354.2, "3,922 ± 354"),
+        (261.4, 0.42, "261 ± 0.4"),
+        (0.3649, 0.12, "0.365 ± 0.1"),
+        (0.79, math.nan, "0.79"),
+        (math.nan, math.nan, ""),
+    ],
+)  # fmt: skip
+def test_half_widths_can_be_read(mean: float, half: float, text: str) -> None:
+    assert _with_half_width({"x": mean, "x_low": mean - half, "x_high": mean + half}, "x") == text
+
+
+def test_labels_of_rows_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(report_figures, "save_figure", lambda figure, path, keep: figures.append(figure))
+    cells, _ = read_cells([made_up_run(tmp_path, BASE)])
+    for slices in ("one anchor, half width 0.125, train", "three classes, test"):
+        made = dataclasses.replace(finding("open", "byol", "digits"), encoder=cells[0].encoder)
+        made = dataclasses.replace(made, place=Place(slices, "with head"))
+        report_figures.draw_changes(cells, [made], "iv", [0.5], "ratios", "ratio", tmp_path)
+    edges = []
+    for figure in figures:
+        figure.set_dpi(180)
+        figure.draw_without_rendering()
+        edges.append(min(label.get_window_extent().x0 for label in figure.axes[0].get_yticklabels()))
+    assert edges == pytest.approx([0.1 * 180] * 2, abs=4)
 
 
 def test_report_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +265,20 @@ def test_report_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.Monke
     courses = as_claimed()
     runs = study(tmp_path / "runs", {name: courses[name] for name in ("supervised", "simclr", "simsiam")}, seeds=2)
     study(runs, {"simsiam-no-stop-gradient": courses["simsiam-no-stop-gradient"]}, seeds=2)
+    stale = ["film.png", "film-2.png", "training-12.png", "agreement.csv", "further.csv"]
+    kept = ["film-1.png", "training-2.png.bak", "own film.png", "notes.csv", "claims.txt"]
+    (tmp_path / "one" / "ratios-2.png").mkdir(parents=True)
+    for name in stale + kept:
+        (tmp_path / "one" / name).write_text("of an earlier report")
     first = write_report([runs], tmp_path / "one", slices=0)
+    left = {file.name for file in (tmp_path / "one").iterdir()} - {file.name for file in first.files}
+    assert left == {*kept, "ratios-2.png"}
     folders = [str(folder) for folder in sorted(runs.iterdir(), reverse=True)]
     flags = ["study", "report", *folders, "--out", str(tmp_path / "two"), "--slices", "0"]
     printed = CliRunner().invoke(app, flags)
     assert printed.exit_code == 0, printed.stderr
     assert "supported" in printed.stdout
+    assert "no runs" not in printed.stdout
     assert "11 files in" in printed.stdout
     assert [file.name for file in first.files] == [
         "claims.csv", "claims.md", "findings.csv", "methods.csv", "correlations.csv", "training.png", "quality.png",
@@ -379,6 +430,92 @@ def test_the_command_on_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     wrong = CliRunner().invoke(app, ["study", "report", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     assert wrong.exit_code == 2
     assert "is no folder" in wrong.stderr
+
+
+TALKATIVE = """
+from torch import nn
+def encoder():
+    print("an encoder is made")
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of an encoder that prints, on own images: of two classes for training, of one for testing."""
+    monkeypatch.setattr(report_slices, "RESOLUTIONS", (32, 64))
+    monkeypatch.setattr("regiongrid.study.report.RESOLUTIONS", (32, 64))
+    monkeypatch.setattr(report_slices, "ProcessPoolExecutor", Inline)
+    x = np.random.Generator(np.random.PCG64(0)).random((60, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "own.npz", x_train=x[:40], y_train=np.arange(40) % 2, x_test=x[40:], y_test=np.zeros(20, int))
+    (tmp_path / "nets.py").write_text(TALKATIVE)
+    config = StudyConfig(
+        dataset=str(tmp_path / "own.npz"), encoder=f"{tmp_path / 'nets.py'}:encoder", method="simsiam", epochs=1,
+        batch_size=20, head_width=8, head_out=4, slices=1, measure_first=0,
+    )  # fmt: skip
+    train(config, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_further_slices_of_two_classes(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    report_slices.measure_further(read_cells([own])[0], 1, jobs=1)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "an encoder is made" in printed.err
+    write_report([own], tmp_path / "out", slices=1, trust_encoders=True)
+    text = (tmp_path / "out" / "claims.md").read_text()
+    assert (
+        "Left out of the further slices, because the images there have fewer than 3 classes: three classes, train; "
+        "three classes, test; three classes, test, with head. Left out of the further slices, because the images there "
+        "have fewer than 2 classes: nearest other class, test."
+    ) in text
+    assert "| ratio, since early training: no runs |" in text  # contrastive ones
+    assert "## Claim iii a\n\nNo runs.\n\n## Claim iii b" in text
+    with (tmp_path / "out" / "further.csv").open() as file:
+        assert {(row["slices"].partition(",")[0], row["epoch"]) for row in csv.DictReader(file)} == {
+            (kind, epoch) for kind in ("one anchor", "nearest other class") for epoch in "01"
+        }
+
+
+def test_run_folders_that_are_not_as_a_report_leaves_them(own: Path, tmp_path: Path) -> None:
+    cells, _ = read_cells([own])
+    (track,) = cells[0].tracks
+    report_slices.measure_further(cells, 1, jobs=1)
+    data = (tmp_path / "own.npz").read_bytes()
+    for name in ("further_slices.json", "grid_agreement.json", "baseline.json"):
+        file = own / name
+        content = json.loads(file.read_text())
+        rows = content["rows"]
+        for other in (None, {}, [3], [{}], [*rows, {}], [{**row, "more": 1} for row in rows]):
+            file.write_text(json.dumps({**content, "rows": other}))
+            with pytest.raises(RegiongridError, match=rf"{name} cannot be read \(its rows .*; delete it"):
+                report_slices.measure_further(cells, 1, jobs=1)
+        file.unlink()
+        victim = tmp_path / "victim"
+        file.symlink_to(victim)
+        for _ in range(2):  # a link to nothing, and one to a file
+            with pytest.raises(InputError, match=rf"{name} is a symbolic link"):
+                report_slices.measure_further(cells, 1, jobs=1)
+            assert not victim.exists() or victim.read_text() == "of the user"
+            victim.write_text("of the user")
+        file.unlink()
+        victim.unlink()
+        file.write_text(json.dumps(content))
+    assert len(report_slices.read_further(track, 1)) == 2 * 6
+    np.savez(tmp_path / "own.npz", x=np.ones((20, 1, 8, 8)), y=np.arange(20) % 2)
+    report_slices._loaded.cache_clear()
+    with pytest.raises(InputError, match=rf"^the run in {own}: it was trained on other data than"):
+        report_slices.images_of(track)
+    (tmp_path / "own.npz").write_bytes(data)
+    report_slices._loaded.cache_clear()
+    (tmp_path / "nets.py").unlink()
+    with pytest.raises(InputError, match=rf"^the run in {own}: .*nets\.py"):
+        report_slices.measure_further(cells, 2, jobs=1)
+    (tmp_path / "own.npz").unlink()
+    report_slices._loaded.cache_clear()
+    with pytest.raises(InputError, match=rf"^the run in {own}: .*own\.npz"):
+        report_slices.measure_further(cells, 2, jobs=1)
 
 
 class Inline:

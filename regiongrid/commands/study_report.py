@@ -22,7 +22,15 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs, or folders that hold such folders.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where tables and figures go.")] = Path("report"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where tables and figures go; those of an earlier report there are replaced, or deleted where this "
+            "one has none of that name.",
+        ),
+    ] = Path("report"),
     slices: Annotated[
         int,
         typer.Option(
@@ -106,12 +114,13 @@ def _print_table(found: Report, out: Path) -> None:
     from rich.text import Text
 
     from regiongrid.commands.report import print_out
+    from regiongrid.study.report import NO_RUNS
 
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("", "Claim", "Effect (95% over seeds)", "Verdict", "For / of"):
+    for title in ("", "Claim", "Effect (95% over seeds)", "Verdict", "For / against / open"):
         table.add_column(title)
     for row in found.rows:
-        tested = row["for"] + row["against"] + row["open"]
-        effect = Text(row["effect"].replace("; ", "\n"))
-        table.add_row(row["claim"], row["statement"], effect, row["verdict"], f"{row['for']} / {tested}")
+        effect = Text(row["effect"].replace("; ", "\n") or NO_RUNS)
+        counts = " / ".join(str(row[outcome]) for outcome in ("for", "against", "open"))
+        table.add_row(row["claim"], row["statement"], effect, row["verdict"], counts)
     print_out(Group(table, Text(f"{len(found.files)} files in {out}; claims.md says how each claim was tested")))

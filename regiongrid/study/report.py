@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from regiongrid.study.config import ENCODERS
 from regiongrid.study.report_claims import CLAIMS, EXPANDED, FACTORS, FEWER, MERGED, Finding, Verdict, find_all, judge
 from regiongrid.study.report_runs import GEOMETRY, NAMES, QUALITY, Cell, Track, read_cells
 from regiongrid.study.report_slices import (
+    CLASSES_NEEDED,
     RESOLUTIONS,
     Further,
     Progress,
@@ -25,6 +27,7 @@ from regiongrid.study.report_slices import (
     read_agreement,
     read_baseline,
     read_further,
+    settings_of,
 )
 from regiongrid.study.report_statistics import Interval, clustered_spearman, t_interval
 
@@ -32,7 +35,14 @@ AGREES = {"count_extrapolated_error": 0.01, "boundary_extrapolated_error": 0.005
 """Errors that the documentation of both engines leads to expect at 4096 x 4096: of the extrapolated count, where that
 is trustworthy (or one region, if that is more), of the extrapolated boundary length, and of the area of any region of
 1,000 pixels or more."""
+NO_RUNS = "no runs"
+"""In place of the effect on a claim that no run is about."""
 _DIGITS = 5
+_OWN_NAME = re.compile(
+    r"(claims|findings|methods|correlations|further|agreement)\.csv|claims\.md"
+    r"|(training|quality|correlations|ratios|changes|film|collapse)(-([2-9]|[1-9][0-9]+))?\.png"
+)
+"""What a report calls its files."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,9 @@ def write_report(
     ``agreement.csv``: grid against exact polygons. Figures: ``training``, ``quality``, ``correlations``, ``ratios``,
     ``changes``, ``film``, ``collapse``, each with a number where there are several.
 
+    Files of these names that an earlier report left in ``out`` and this one does not have are deleted. Nothing else
+    there is touched.
+
     Parameters
     ----------
     runs
@@ -94,7 +107,7 @@ def write_report(
     InputError
         No runs, unfinished ones, runs that cannot be compared, or encoders that may not be imported.
     RegiongridError
-        A file cannot be written.
+        A file cannot be written, or one of an earlier report cannot be deleted.
     """
     from regiongrid.study import report_figures as figures
 
@@ -116,7 +129,7 @@ def write_report(
     ends, agreement = method_rows(cells, slices), agreement_rows(cells, slices) if slices else []
     files = [
         _write(folder / "claims.csv", rows),
-        _text(folder / "claims.md", claims_text(cells, verdicts, ends, agreement)),
+        _text(folder / "claims.md", claims_text(cells, verdicts, ends, agreement, further)),
         _write(folder / "findings.csv", finding_rows(findings)),
         _write(folder / "methods.csv", ends),
         _write(folder / "correlations.csv", correlation_rows(correlations)),
@@ -135,7 +148,21 @@ def write_report(
     files += figures.draw_changes(cells, findings, "iii", [MERGED, EXPANDED], "changes", label, folder)
     files += figures.draw_films(cells, folder) if slices else []
     files += figures.draw_collapses(cells, folder)
+    _delete_stale(folder, files)
     return Report(files, cells, unfinished, findings, verdicts, rows)
+
+
+def _delete_stale(folder: Path, written: Iterable[Path]) -> None:
+    """Delete what an earlier report has left: its files would look as if they were of this one."""
+    new = {file.name for file in written}
+    try:
+        for file in folder.iterdir():
+            if _OWN_NAME.fullmatch(file.name) and file.name not in new and file.is_file():
+                file.unlink()
+    except OSError as error:
+        raise RegiongridError(
+            f"cannot delete {error.filename} of an earlier report: {error.strerror or error}"
+        ) from error
 
 
 def _refuse_own_encoders(cells: Iterable[Cell]) -> None:
@@ -278,14 +305,16 @@ def claims_text(
     verdicts: Sequence[Verdict],
     ends: Sequence[Mapping[str, Any]],
     agreement: Sequence[Mapping[str, Any]],
+    further: Mapping[Path, Sequence[Further]],
 ) -> str:
     """The report as Markdown: the claims table, what each verdict rests on, the methods at the end, agreement."""
     from regiongrid.study.report_figures import interval_text
 
-    parts = ["# What the runs say of four claims\n", _protocol(cells)]
+    parts = ["# What the runs say of four claims\n", _protocol(cells, further)]
     header = ("", "claim", "how tested", "effect on the runs' own slices (95% over seeds)", "verdict")
     table = [
-        (v.claim.key, v.claim.statement, v.claim.test, f"{v.claim.scale}, {v.claim.main[0]}: {effect_text(v)}",
+        (v.claim.key, v.claim.statement, v.claim.test,
+         f"{v.claim.scale}, {v.claim.main[0]}: {effect_text(v) or NO_RUNS}",
          f"**{v.verdict}**: for {v.counts['for']}, against {v.counts['against']}, open {v.counts['open']}, "
          f"untestable {v.counts['untestable']}")
         for v in verdicts
@@ -298,6 +327,9 @@ def claims_text(
             (cell, ", ".join(f"{NAMES[method]} {interval_text(i)}" for method, i in by_method.items()))
             for cell, by_method in verdict.methods.items()
         ]
+        if not rows:
+            parts.append(f"{NO_RUNS.capitalize()}.\n")
+            continue
         parts.append(_table(("own slices", f"{verdict.claim.scale}, {', '.join(verdict.claim.main)}"), rows))
         shown = {factor: levels for factor, levels in verdict.shares.items() if len(levels) > 1}
         listed = [
@@ -318,12 +350,13 @@ _RULE = (
     "a finding is one data set, encoder, method, kind of slices, network (encoder, or with head) and way to "
     "compare. It is for or against the claim if its whole 95% interval over seeds lies on that side of the threshold, "
     "else open; untestable ones do not count. Supported: at least 9 in 10 are for the claim and none is against it. "
-    "Not supported: at most 1 in 10 is for it. Else it depends on the factors between whose levels the share of "
+    "Not supported: at most 1 in 10 is for it, and at least half are against it; undecided: at most 1 in 10 is for it, "
+    "and fewer than half are against it. Else it depends on the factors between whose levels the share of "
     "findings for it differs by a third or more (or the factor with the largest difference)."
 )
 
 
-def _protocol(cells: Sequence[Cell]) -> str:
+def _protocol(cells: Sequence[Cell], further: Mapping[Path, Sequence[Further]]) -> str:
     lines = []
     for cell in cells:
         config = cell.config
@@ -331,8 +364,24 @@ def _protocol(cells: Sequence[Cell]) -> str:
         lines.append(
             f"- {cell.title} (images from {cell.tracks[0].source}, at most {config.train_images:,} for training), "
             f"{config.epochs} epochs, measured on {config.slices} slices: {cell.own_place}. Runs: {methods}."
+            f"{_left_out(cell, further[cell.tracks[0].folder])}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _left_out(cell: Cell, measured: Sequence[Further]) -> str:
+    """A sentence for each kind of further slices that the images could not give; none where nothing was measured."""
+    known = {row.place for row in measured}
+    text = ""
+    for kind, classes in CLASSES_NEEDED.items():
+        settings = [setting for setting in settings_of(cell.config) if setting.kind == kind]
+        missing = [str(setting.place) for setting in settings if setting.place not in known]
+        if known and missing:
+            text += (
+                f" Left out of the further slices, because the images there have fewer than {classes} classes: "
+                f"{'; '.join(missing)}."
+            )
+    return text
 
 
 def _end_table(ends: Sequence[Mapping[str, Any]]) -> str:
@@ -349,12 +398,13 @@ def _end_table(ends: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _with_half_width(row: Mapping[str, Any], name: str) -> str:
-    """Mean and half the width of the interval, like ``0.812 ± 0.004``."""
+    """Mean and half the width of the interval, like ``0.812 ± 0.004``; from 10 on, a half width is a whole number."""
     mean, half = row[name], (row[f"{name}_high"] - row[f"{name}_low"]) / 2
     if not math.isfinite(mean):
         return ""
-    digits = (",.0f", ",.0f") if abs(mean) >= 100 else (".3g", ".1g")
-    return format(mean, digits[0]) + (f" ± {half:{digits[1]}}" if math.isfinite(half) else "")
+    wide = half >= 9.5  # one digit of which would be written as 1e+01
+    text = f"{mean:,.0f}" if wide or abs(mean) >= 100 else f"{mean:.3g}"
+    return text + (f" ± {half:{',.0f' if wide else '.1g'}}" if math.isfinite(half) else "")
 
 
 def _agreement_text(agreement: Sequence[Mapping[str, Any]]) -> str:

@@ -33,7 +33,7 @@ from regiongrid.study.report_slices import Further
 from regiongrid.study.report_statistics import Interval, predicted_range, spearman, t_interval
 
 FOR, AGAINST, OPEN, UNTESTABLE = "for", "against", "open", "untestable"
-SUPPORTED, NOT_SUPPORTED, NOT_TESTED = "supported", "not supported", "not tested"
+SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_TESTED = "supported", "not supported", "undecided", "not tested"
 
 LEAST_CORRELATION = 0.5
 FEWER = 0.8
@@ -48,7 +48,7 @@ COLLAPSED = 0.5
 """A run has collapsed if its effective rank ends below this share of its healthy counterpart's."""
 RANGES = (0.95, 0.99)
 """Confidences of the prediction interval that a collapsing run has to leave."""
-MOSTLY, HARDLY, DIVIDES = 0.9, 0.1, 1 / 3
+MOSTLY, HARDLY, REFUTES, DIVIDES = 0.9, 0.1, 1 / 2, 1 / 3
 """Shares for the verdict; see `judge`."""
 
 COUNT, RANK, KNN = "regions/count", "quality/effective_rank", "quality/knn"
@@ -121,7 +121,7 @@ class Verdict:
     Attributes
     ----------
     verdict
-        ``supported``, ``not supported``, ``depends on ...`` or ``not tested``.
+        ``supported``, ``not supported``, ``undecided``, ``depends on ...`` or ``not tested``.
     effects
         By data set and encoder: mean over methods of the main findings, interval over seeds.
     counts
@@ -407,9 +407,10 @@ def collapses(cell: Cell, further: FurtherOf) -> Iterator[Finding]:
 def judge(claim: Claim, findings: Sequence[Finding]) -> Verdict:
     """The verdict on a claim.
 
-    Of the findings that could be tested: ``supported`` if at least 9 in 10 are for it and none is against it, ``not
-    supported`` if at most 1 in 10 is for it, else ``depends on`` the factors between whose levels the share of findings
-    that are for it differs by a third or more (the factor with the largest difference if none reaches that).
+    Of the findings that could be tested: ``supported`` if at least 9 in 10 are for it and none is against it. Where at
+    most 1 in 10 is for it: ``not supported`` if at least half are against it, else ``undecided``. Else ``depends on``
+    the factors between whose levels the share of findings that are for it differs by a third or more (the factor with
+    the largest difference if none reaches that).
 
     >>> judge(CLAIMS[0], []).verdict
     'not tested'
@@ -435,7 +436,7 @@ def _verdict(counts: Counter[str], tested: int, shares: Mapping[str, Mapping[str
     if counts[FOR] >= MOSTLY * tested and not counts[AGAINST]:
         return SUPPORTED
     if counts[FOR] <= HARDLY * tested:
-        return NOT_SUPPORTED
+        return NOT_SUPPORTED if counts[AGAINST] >= REFUTES * tested else UNDECIDED
     spread = {}
     for factor, levels in shares.items():
         parts = [some / all_ for some, all_ in levels.values()]

@@ -39,6 +39,7 @@ LOOKS = {
 ALL, GREY = "all runs", "#8c8c8c"
 _WIDTH, _SMALL = 7.2, 7.5
 _COLUMNS = 2  # cells side by side
+_PNG_DPI = 180  # of `save_figure`; letters are rounded to pixels, so that text is not as wide at any resolution
 _COLLAPSE = {
     "regions/count": "regions\nof a slice",
     PATTERNS: "rank of activation\npatterns",
@@ -90,7 +91,7 @@ def draw_quality(cells: Sequence[Cell], correlations: Correlations, out: Path) -
                 ax.set_xscale("log")
                 _plain_ticks(ax.xaxis)
                 rho = correlations[cell.name, name, count, ALL]
-                text = f"Spearman, healthy runs: {interval_text(rho)}"
+                text = f"Spearman, healthy runs ({rho.seeds}): {interval_text(rho)}"
                 ax.set_title(text, fontsize=_SMALL, color=INK, loc="left", pad=3)
                 if column == 0:
                     ax.set_ylabel(label, fontsize=_SMALL, color=INK)
@@ -103,7 +104,7 @@ def draw_quality(cells: Sequence[Cell], correlations: Correlations, out: Path) -
 
 
 def draw_correlations(cells: Sequence[Cell], correlations: Correlations, out: Path) -> list[Path]:
-    """Rank correlation of quality and geometry by method, and of all healthy runs, with intervals."""
+    """Rank correlation of quality and geometry by method, and of all healthy runs; intervals of three runs or more."""
     written = []
     marks = dict(zip(GEOMETRY, (("o", "#0072b2"), ("s", "#d55e00"), ("^", "#009e73"), ("D", INK))))
     for number, cell in enumerate(cells, 1):
@@ -150,7 +151,8 @@ def draw_changes(cells: Sequence[Cell], findings: Sequence[Finding], claim: str,
             continue
         panels, rows = _panels(own)
         methods = list(dict.fromkeys(f.method for f in own))
-        left = 1.75
+        names = [f"{place},\n{variant}" if variant else place.replace(", with", ",\nwith") for place, variant in rows]
+        left = _text_width("\n".join(names)) + 0.15
         figure, axes = _grid(1, len(panels), 0.36 * len(rows) + 0.1, left=left, gap=0.15, above=0.62)
         reach = [x for f in own for x in f.interval[:3] if math.isfinite(x)]
         for ax, panel in zip(axes[0], panels):
@@ -173,9 +175,6 @@ def draw_changes(cells: Sequence[Cell], findings: Sequence[Finding], claim: str,
             ax.set_ylim(len(rows) - 0.5, -0.5)
             for line in range(1, len(rows)):
                 ax.axhline(line - 0.5, color="#dcdcdc", lw=0.5, zorder=0)
-            names = [
-                f"{place},\n{variant}" if variant else place.replace(", with", ",\nwith") for place, variant in rows
-            ]
             ax.set_yticks(range(len(rows)), names)
             ax.tick_params(axis="y", labelsize=_SMALL, labelleft=ax is axes[0][0], length=0)
             ax.set_title(panel, fontsize=_SMALL + 0.5, color=INK, pad=3)
@@ -395,6 +394,13 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
         handles=handles, fontsize=_SMALL, frameon=False, ncols=min(4, len(handles)), loc="upper center",
         bbox_to_anchor=(0.5, 1.0), handlelength=2.2, columnspacing=1.4, labelspacing=0.25,
     )  # fmt: skip
+
+
+def _text_width(text: str) -> float:
+    """Of its longest line as a label, in inches."""
+    figure = _figure(1)
+    figure.set_dpi(_PNG_DPI)
+    return figure.text(0, 0, text, fontsize=_SMALL).get_window_extent().width / _PNG_DPI
 
 
 def _figure(height: float) -> Figure:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from regiongrid.arguments import check_whole
 from regiongrid.comparison import Accuracy, compare
@@ -35,9 +38,11 @@ from regiongrid.subdivision import Exact, exact
 FURTHER, AGREEMENT, BASELINE = "further_slices.json", "grid_agreement.json", "baseline.json"
 RESOLUTIONS = (1024, 2048, 4096)
 AGREEMENT_SLICES = 2
+CLASSES_NEEDED = {"three": 3, "nearest": 2}
+"""Classes that the images of a split need for slices of a kind; kind ``one`` needs none."""
 _FORMAT = 2
 _WIDTH = StudyConfig().half_width
-_ATTEMPTS = 1_000
+_ATTEMPTS = 100_000
 
 Progress = Callable[[int, int], None]
 """Called with the files that are done, and how many there are."""
@@ -56,13 +61,27 @@ class Setting:
     def name(self) -> str:
         return setting_name(self.kind, self.half_width, self.split)
 
+    @property
+    def place(self) -> Place:
+        return Place.of(self.name, self.with_head)
+
+    def split_of(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Images and classes of its split."""
+        return (images.train_x, images.train_y) if self.split == "train" else (images.test_x, images.test_y)
+
+    def is_possible(self, images: Images) -> bool:
+        """Whether its split has enough classes; see `CLASSES_NEEDED`."""
+        _, y = self.split_of(images)
+        return len(np.unique(y.numpy())) >= CLASSES_NEEDED.get(self.kind, 0)
+
 
 def settings_of(config: StudyConfig) -> tuple[Setting, ...]:
     """What kept encoders of a run are measured on besides its own slices.
 
     Slices around one image a quarter and twice as wide as the run's own, through three classes, and to the nearest
     image of another class, around training and around test images. And what the head makes of it, two kinds again: if
-    the run measured the encoder, with the head, else without.
+    the run measured the encoder, with the head, else without. Those that its images cannot give are not measured; see
+    `Setting.is_possible`.
 
     >>> [(one.name, one.with_head) for one in settings_of(StudyConfig(half_width=2.0))][-2:]
     [('one anchor, half width 2, test', True), ('three classes, test', True)]
@@ -93,7 +112,7 @@ def make_setting_slices(setting: Setting, images: Images, count: int, seed: int 
     InputError
         The images have fewer than three classes, or too few images.
     """
-    x, y = (images.train_x, images.train_y) if setting.split == "train" else (images.test_x, images.test_y)
+    x, y = setting.split_of(images)
     rows = x.flatten(1).numpy()
     if setting.kind == "one":
         anchors = (rows[i % len(rows)].astype(np.float64) for i in range(count))
@@ -110,7 +129,9 @@ def make_setting_slices(setting: Setting, images: Images, count: int, seed: int 
             found.append(Slice.through(first, second, third, width))
         if len(found) == count:
             return found
-    raise InputError(f"no {count} planes through three classes: the {setting.split} images have too few classes")
+    raise InputError(
+        f"no {count} planes through three classes: the {setting.split} images have too few classes, or of one too few"
+    )
 
 
 def further_epochs(track: Track) -> list[int]:
@@ -125,9 +146,10 @@ def measure_further(cells: Sequence[Cell], slices: int, jobs: int, progress: Pro
     Raises
     ------
     InputError
-        ``slices`` or ``jobs`` is no whole number from 1 on.
+        ``slices`` or ``jobs`` is no whole number from 1 on, the data of a run are not to be had any more, its encoder
+        cannot be made, or one of the files to write is a symbolic link.
     RegiongridError
-        A file cannot be read or written, or the data of a run are not to be had any more.
+        A file cannot be read or written.
     """
     check_whole("slices", slices, 1)
     check_whole("jobs", jobs, 1)
@@ -195,8 +217,9 @@ def _is_done(task: _Task) -> bool:
 def _carry_out(task: _Task) -> None:
     from threadpoolctl import threadpool_limits
 
-    with one_torch_thread(), threadpool_limits(1):
-        track = task.track
+    track = task.track
+    # An encoder of the run's own may print, and stdout is for results.
+    with one_torch_thread(), threadpool_limits(1), redirect_stdout(sys.stderr), _named(track):
         images = images_of(track)
         makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
             FURTHER: lambda: _further(track, images, task.slices),
@@ -206,8 +229,20 @@ def _carry_out(task: _Task) -> None:
         for name in task.files:
             if _read_cached(track, name, task.slices) is None:
                 content = {"stamp": _stamp(track, name, task.slices), "rows": makers[name]()}
-                with atomic_path(track.folder / name) as temporary:
+                with atomic_path(_file_of(track, name)) as temporary:
                     temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _named(track: Track) -> Iterator[None]:
+    """Have errors begin with the folder of the run."""
+    beginning = f"the run in {track.folder}: "
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(beginning):
+            raise
+        raise InputError(f"{beginning}{error}") from error
 
 
 def images_of(track: Track) -> Images:
@@ -219,15 +254,17 @@ def images_of(track: Track) -> Images:
         They are not to be had any more.
     """
     config = track.config
-    images = _loaded(config.dataset, config.train_images, config.test_images)
-    if images.digest != track.data:
-        raise InputError(f"the run in {track.folder} was trained on other data than {images.source} as it is here")
-    return images
+    with _named(track):
+        images = _loaded(config.dataset, config.train_images, config.test_images)
+        if images.digest != track.data:
+            raise InputError(f"it was trained on other data than {images.source} as it is here")
+        return images
 
 
 def network_of(track: Track, epoch: int, images: Images) -> Network:
     """The network that a run measured as it was after an epoch, ready for both engines."""
-    return load_network(track.network(epoch, images, track.config.with_head), input_shape=images.shape)
+    with _named(track):
+        return load_network(track.network(epoch, images, track.config.with_head), input_shape=images.shape)
 
 
 @lru_cache(maxsize=2)
@@ -236,7 +273,8 @@ def _loaded(dataset: str, train_images: int, test_images: int) -> Images:
 
 
 def _further(track: Track, images: Images, count: int) -> list[dict[str, Any]]:
-    planes = {setting: make_setting_slices(setting, images, count) for setting in settings_of(track.config)}
+    settings = [setting for setting in settings_of(track.config) if setting.is_possible(images)]
+    planes = {setting: make_setting_slices(setting, images, count) for setting in settings}
     rows = []
     for with_head in (False, True):
         live = LiveNetwork(track.network(0, images, with_head), images.shape)
@@ -300,9 +338,17 @@ def _stamp(track: Track, name: str, slices: int) -> dict[str, Any]:
     }
 
 
+def _file_of(track: Track, name: str) -> Path:
+    """A file in the folder of a run; a link there could have a report overwrite any file of its user's."""
+    path = track.folder / name
+    if path.is_symlink():
+        raise InputError(f"{path} is a symbolic link, and results are written into the run's folder alone; delete it")
+    return path
+
+
 def _read_cached(track: Track, name: str, slices: int) -> list[dict[str, Any]] | None:
     """The rows of a file, None if it is not there or depends on something else."""
-    path = track.folder / name
+    path = _file_of(track, name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -311,5 +357,19 @@ def _read_cached(track: Track, name: str, slices: int) -> list[dict[str, Any]] |
         raise RegiongridError(f"{path} cannot be read ({type(error).__name__}); delete it") from error
     if not isinstance(content, dict) or content.get("stamp") != _stamp(track, name, slices):
         return None
-    rows: list[dict[str, Any]] = content["rows"]
+    rows = content.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() == _KEYS[name] for row in rows):
+        raise RegiongridError(f"{path} cannot be read (its rows are not those of a report); delete it")
     return rows
+
+
+_KEYS = {
+    FURTHER: {"setting", "with_head", "epoch", "values"},
+    AGREEMENT: {
+        "slice", "res", "regions_exact", "regions_grid", "count_error", "count_extrapolated_error", "boundary_error",
+        "boundary_extrapolated_error", "missed_area_share", "area_error_max", "spurious_unexplained",
+        "area_lower_violations", "trustworthy",
+    },
+    BASELINE: {"knn", "linear"},
+}  # fmt: skip
+"""Of a row of each file."""

@@ -17,11 +17,13 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 1_000
+LEAST_RUNS = 3
+"""Two runs can be drawn in three ways only, whose spread says next to nothing."""
 _SEED = 0
 
 
 class Interval(NamedTuple):
-    """A mean with its interval; over ``seeds`` values; ``low`` and ``high`` are NaN for fewer than two."""
+    """A mean with its interval; over ``seeds`` values; ``low`` and ``high`` are NaN for too few of them."""
 
     mean: float
     low: float
@@ -72,7 +74,8 @@ def spearman(x: Array, y: Array) -> float:
 def clustered_spearman(x: Sequence[Array], y: Sequence[Array]) -> Interval:
     """Spearman's rank correlation of all points of several runs, with a percentile bootstrap over whole runs.
 
-    Points of one run are not independent; so runs are drawn with replacement, `RESAMPLES` times.
+    Points of one run are not independent; so runs are drawn with replacement, `RESAMPLES` times. Fewer than
+    `LEAST_RUNS` runs have no interval.
 
     Parameters
     ----------
@@ -84,7 +87,7 @@ def clustered_spearman(x: Sequence[Array], y: Sequence[Array]) -> Interval:
     if not pairs:
         return Interval(math.nan, math.nan, math.nan, 0)
     whole = spearman(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))
-    if len(pairs) < 2:
+    if len(pairs) < LEAST_RUNS:
         return Interval(whole, math.nan, math.nan, len(pairs))
     drawn = np.random.Generator(np.random.PCG64(_SEED)).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     if len({a.size for a, _ in pairs}) == 1:

@@ -47,7 +47,10 @@ study.command()(report)
 def run(
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="CONFIG.toml", help="Keys of a run; a list stands for several runs. See StudyConfig."),
+        typer.Argument(
+            metavar="CONFIG.toml",
+            help="Keys of a run (regiongrid.study.StudyConfig, docs/study.md); a list stands for several runs.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None,

@@ -346,7 +346,8 @@ def _epochs(ax: Axes, cell: Cell, last: bool, few: bool = False) -> None:
     places = _places(epoch)
     ax.set_xscale("log")
     ax.set_xlim(places[0] * 0.8, epoch[-1] * 1.15)
-    decades = [10.0**k for k in range(-3, 5) if places[1] <= 10.0**k <= epoch[-1] * 0.5]
+    close = 0.25 if few else 0.5  # of the last tick, where its number would run into that before it
+    decades = [10.0**k for k in range(-3, 5) if places[1] <= 10.0**k <= epoch[-1] * close]
     ticks = [places[0], *(decades[-1:] if few else decades), epoch[-1]]
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())

@@ -253,7 +253,8 @@ def _read(folder: Path) -> Track | None:
     try:
         about = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         data = about["data"]
-        return Track(folder, config, history, str(data["blake2b"]), str(data["source"]), about.get("features"))
+        features = [float(value) for value in about["features"]] if "features" in about else None
+        return Track(folder, config, history, str(data["blake2b"]), str(data["source"]), features)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / ENVIRONMENT} cannot be read ({type(error).__name__}): {error}") from error
 

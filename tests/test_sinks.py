@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import struct
 import subprocess
 import sys
@@ -523,40 +524,38 @@ def test_records_of_a_monitor(tmp_path: Path) -> None:
 # Several processes
 
 
-def in_parallel(rank: int, folder: str) -> None:
+def one_rank(rank: int, folder: str) -> None:
     """Train as one of two ranks, and write what came of it."""
+    torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
-    try:
-        torch.manual_seed(0)
-        net = nn.parallel.DistributedDataParallel(mlp([3, 8, 2]))
-        data = torch.randn(6, 4, 3) + rank
-        optimizer = torch.optim.SGD(net.parameters(), 0.05)
-        monitor = rg.RegionMonitor(net, data[0], slices=2, every=2, sinks=[f"{folder}/a.jsonl"], on_error="raise")
-        measured = []
-        for step in range(1, 7):
-            optimizer.zero_grad()
-            net(data[step - 1]).square().sum().backward()
-            optimizer.step()
-            measured.append(monitor.step(step) is not None)
-        found = [measured, len(monitor.history), from_rank_zero(17 + rank, torch.device("cpu"))]
-        Path(folder, f"rank-{rank}.json").write_text(json.dumps(found))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def other_rank(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    in_parallel(number, folder)
+    torch.manual_seed(0)
+    net = nn.parallel.DistributedDataParallel(mlp([3, 8, 2]))
+    data = torch.randn(6, 4, 3) + rank
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    monitor = rg.RegionMonitor(net, data[0], slices=2, every=2, sinks=[f"{folder}/a.jsonl"], on_error="raise")
+    measured = []
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        net(data[step - 1]).square().sum().backward()
+        optimizer.step()
+        measured.append(monitor.step(step) is not None)
+    found = [measured, len(monitor.history), from_rank_zero(17 + rank, torch.device("cpu"))]
+    Path(folder, f"rank-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads now and then abort a process, or have it hang, that takes its group down in good order
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 def test_only_rank_zero_writes(tmp_path: Path) -> None:
-    other = multiprocessing.get_context("spawn").Process(target=other_rank, args=(1, str(tmp_path)))
-    other.start()
-    in_parallel(0, str(tmp_path))
-    other.join()  # with any exit code: gloo's threads now and then abort a process that has done all of its work
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=one_rank, args=(rank, str(tmp_path))) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        process.kill()
     found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert found == [[[False, True] * 3, 3, 17], [[False] * 6, 0, 17]]
     history = read_jsonl(tmp_path / "a.jsonl")
